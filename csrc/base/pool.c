@@ -1,0 +1,172 @@
+/* The thread pool.
+ *
+ *   ticket  = (loop number << 32) | next unclaimed chunk       one 64-bit atomic
+ *   job[i]  = fn, arg, n_chunks of loop i mod N_JOBS
+ *
+ * P1  A chunk is claimed by moving the ticket on with compare-and-swap, so a claim succeeds only
+ *     if the loop is still the current one; the job read before it was therefore the right one
+ *     (it is overwritten N_JOBS loops later, which would have changed the ticket).
+ * P2  run() returns when n_done reaches n_chunks.  A worker that wakes late claims nothing and is
+ *     not waited for; one that lost its core inside a chunk holds up that chunk only.
+ * P3  A worker sleeps only after it has seen no new loop for SPIN_NS and has re-read the ticket
+ *     under the lock; run() signals under the same lock, so no wake-up is lost. */
+#include "base/pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+enum { N_JOBS = 8, SPIN_NS = 50000 };
+
+typedef struct job { /* atomic only because a late worker may read one that is being rewritten: P1 */
+    _Atomic(rv_pool_fn) fn;
+    _Atomic(void *) arg;
+    atomic_size_t n_chunks;
+} job;
+
+struct rv_pool {
+    _Alignas(64) _Atomic uint64_t ticket;
+    _Alignas(64) atomic_size_t n_done;
+    _Alignas(64) atomic_int n_asleep;
+    atomic_bool stop;
+    job jobs[N_JOBS];
+    pthread_mutex_t turn;  /* one loop at a time */
+    pthread_mutex_t sleep; /* guards the condition */
+    pthread_cond_t wake;
+    int n_threads;
+    pthread_t *threads; /* [n_threads - 1] */
+    struct worker {
+        rv_pool *pool;
+        int i_thread;
+    } *workers;
+};
+
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Work on loop number seq until it has no unclaimed chunk. */
+static void work(rv_pool *p, uint32_t seq, int i_thread) {
+    job *j = &p->jobs[seq % N_JOBS];
+    const size_t n_chunks = atomic_load_explicit(&j->n_chunks, memory_order_relaxed);
+    const rv_pool_fn fn = atomic_load_explicit(&j->fn, memory_order_relaxed);
+    void *const arg = atomic_load_explicit(&j->arg, memory_order_relaxed);
+    uint64_t t = atomic_load_explicit(&p->ticket, memory_order_acquire);
+    for (;;) {
+        if ((uint32_t)(t >> 32) != seq || (uint32_t)t >= n_chunks) return;
+        if (!atomic_compare_exchange_weak_explicit(&p->ticket, &t, t + 1, memory_order_acq_rel,
+                                                   memory_order_acquire))
+            continue;
+        fn(arg, (uint32_t)t, i_thread);
+        atomic_fetch_add_explicit(&p->n_done, 1, memory_order_release);
+        t = atomic_load_explicit(&p->ticket, memory_order_acquire);
+    }
+}
+
+static void *worker_main(void *arg) {
+    struct worker *w = arg;
+    rv_pool *p = w->pool;
+    uint32_t seen = 0;
+    for (;;) {
+        uint64_t since = rv_now_ns();
+        unsigned spins = 0;
+        uint32_t seq;
+        while ((seq = (uint32_t)(atomic_load_explicit(&p->ticket, memory_order_acquire) >> 32)) ==
+               seen) {
+            if (atomic_load_explicit(&p->stop, memory_order_acquire)) return NULL;
+            relax();
+            if (++spins % 64 || rv_now_ns() - since < SPIN_NS) continue;
+            pthread_mutex_lock(&p->sleep);
+            atomic_fetch_add(&p->n_asleep, 1);
+            while ((uint32_t)(atomic_load(&p->ticket) >> 32) == seen && !atomic_load(&p->stop))
+                pthread_cond_wait(&p->wake, &p->sleep);
+            atomic_fetch_sub(&p->n_asleep, 1);
+            pthread_mutex_unlock(&p->sleep);
+            since = rv_now_ns();
+        }
+        seen = seq;
+        work(p, seq, w->i_thread);
+    }
+}
+
+rv_status rv_pool_new(rv_pool **out, int n_threads, rv_err *err) {
+    *out = NULL;
+    if (n_threads < 1 || n_threads > 256)
+        return rv_fail(err, RV_EARG, "n_threads: is %d, want 1 .. 256", n_threads);
+    rv_pool *p = rv_alloc_aligned(sizeof *p);
+    if (!p) return rv_fail(err, RV_ENOMEM, "thread pool: out of memory");
+    memset(p, 0, sizeof *p);
+    pthread_mutex_init(&p->turn, NULL);
+    pthread_mutex_init(&p->sleep, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    p->n_threads = 1;
+    p->threads = rv_calloc((size_t)n_threads, sizeof *p->threads);
+    p->workers = rv_calloc((size_t)n_threads, sizeof *p->workers);
+    if (!p->threads || !p->workers) {
+        rv_pool_free(&p);
+        return rv_fail(err, RV_ENOMEM, "thread pool: out of memory");
+    }
+    for (int i = 1; i < n_threads; i++) {
+        p->workers[i - 1] = (struct worker){p, i};
+        int rc = pthread_create(&p->threads[i - 1], NULL, worker_main, &p->workers[i - 1]);
+        if (rc != 0) {
+            rv_pool_free(&p);
+            return rv_fail(err, RV_EIO, "thread pool: cannot start thread %d of %d: %s", i + 1,
+                           n_threads, strerror(rc));
+        }
+        p->n_threads = i + 1;
+    }
+    *out = p;
+    return RV_OK;
+}
+
+void rv_pool_free(rv_pool **pp) {
+    rv_pool *p = *pp;
+    *pp = NULL;
+    if (!p) return;
+    pthread_mutex_lock(&p->sleep);
+    atomic_store(&p->stop, true);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->sleep);
+    for (int i = 1; i < p->n_threads; i++) pthread_join(p->threads[i - 1], NULL);
+    pthread_cond_destroy(&p->wake);
+    pthread_mutex_destroy(&p->sleep);
+    pthread_mutex_destroy(&p->turn);
+    rv_free(p->threads);
+    rv_free(p->workers);
+    rv_free(p);
+}
+
+int rv_pool_n_threads(const rv_pool *p) {
+    return p->n_threads;
+}
+
+void rv_pool_run(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
+    if (n_chunks == 0) return;
+    if (p->n_threads == 1 || n_chunks == 1 || n_chunks > UINT32_MAX) {
+        for (size_t i = 0; i < n_chunks; i++) fn(arg, i, 0);
+        return;
+    }
+    pthread_mutex_lock(&p->turn);
+    uint32_t seq = (uint32_t)(atomic_load(&p->ticket) >> 32) + 1;
+    job *j = &p->jobs[seq % N_JOBS];
+    atomic_store_explicit(&j->fn, fn, memory_order_relaxed);
+    atomic_store_explicit(&j->arg, arg, memory_order_relaxed);
+    atomic_store_explicit(&j->n_chunks, n_chunks, memory_order_relaxed);
+    atomic_store_explicit(&p->n_done, 0, memory_order_relaxed);
+    atomic_store(&p->ticket, (uint64_t)seq << 32);
+    if (atomic_load(&p->n_asleep) > 0) {
+        pthread_mutex_lock(&p->sleep);
+        pthread_cond_broadcast(&p->wake);
+        pthread_mutex_unlock(&p->sleep);
+    }
+    work(p, seq, 0);
+    for (unsigned spins = 0; atomic_load_explicit(&p->n_done, memory_order_acquire) < n_chunks;) {
+        relax();
+        if (++spins > 2000) sched_yield(); /* the holder of the last chunk may need this core */
+    }
+    pthread_mutex_unlock(&p->turn);
+}

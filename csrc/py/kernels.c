@@ -1,0 +1,6 @@
+#include "py/py.h"
+
+int rv_py_add_kernels(PyObject *m, rv_py_state *st) {
+    (void)m, (void)st;
+    return 0;
+}

@@ -1,0 +1,70 @@
+/* What the files of the extension share: the module's state, the objects other files need to see,
+ * status to exception, buffers in and out.  No algorithms live in this folder.
+ *
+ * A method does five things in order: parse and take buffers, enter the handle, call the core
+ * without the GIL, leave, give back and translate.  Keywords and defaults live in ruvllm/. */
+#ifndef RV_PY_H
+#define RV_PY_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "include/ruvllm.h"
+
+enum { RV_PY_N_STATUS = 11 };
+
+typedef struct rv_py_state {
+    PyObject *errors[RV_PY_N_STATUS]; /* exception class of status -i; [0] is RuvllmError */
+    PyTypeObject *array, *gguf, *tok, *model, *session, *cancel, *sampler, *store;
+} rv_py_state;
+
+extern struct PyModuleDef rv_py_module;
+/* The state of the module that defined type (heap types made by rv_py_add_type). */
+rv_py_state *rv_py_state_of(PyTypeObject *type);
+rv_py_state *rv_py_state_of_module(PyObject *module);
+
+/* Make a heap type from spec, add it to the module under its name, and store it in *slot. */
+int rv_py_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **slot);
+
+/* Raise the exception of err; always returns NULL. */
+PyObject *rv_py_raise(rv_py_state *st, const rv_err *err);
+
+/* A C-contiguous buffer of int32 (format "i" or "l" of 4 bytes), or any sequence of Python ints,
+ * which is copied.  v->buf, v->len / 4.  Release with rv_py_release_i32. -1 with an exception set. */
+typedef struct rv_py_i32 {
+    Py_buffer view;
+    int32_t *copy;
+    const int32_t *p;
+    size_t n;
+} rv_py_i32;
+int rv_py_get_i32(rv_py_state *st, PyObject *o, rv_py_i32 *out, const char *what);
+void rv_py_release_i32(rv_py_i32 *v);
+
+/* An object that owns float32 / int32 memory of the core (from rv_alloc_aligned / rv_malloc) and
+ * shows it read-only through the buffer protocol: numpy.asarray(x) sees the same bytes.
+ * Takes data over, on failure too.  n_dims 1 or 2; format 'f' or 'i'. */
+PyObject *rv_py_array_new(rv_py_state *st, void *take_data, char format, int n_dims, size_t d0,
+                          size_t d1);
+
+/* Objects that other files look into. */
+typedef struct {
+    PyObject_HEAD
+    rv_gguf *h; /* NULL when closed */
+} rv_py_gguf;
+
+typedef struct {
+    PyObject_HEAD
+    rv_tok *h;
+} rv_py_tok;
+
+/* One function per file: adds its types and functions to the module. -1 with an exception set. */
+int rv_py_add_array(PyObject *m, rv_py_state *st);
+int rv_py_add_kernels(PyObject *m, rv_py_state *st);
+int rv_py_add_gguf(PyObject *m, rv_py_state *st);
+int rv_py_add_tok(PyObject *m, rv_py_state *st);
+int rv_py_add_model(PyObject *m, rv_py_state *st);
+int rv_py_add_session(PyObject *m, rv_py_state *st);
+int rv_py_add_sampler(PyObject *m, rv_py_state *st);
+int rv_py_add_store(PyObject *m, rv_py_state *st);
+
+#endif

@@ -1,0 +1,156 @@
+/* Compute kernels: the table through which the core reaches them, and their contracts.
+ *
+ * A kernel is a function of its arguments: it cannot fail, allocate, log, lock, start a thread or
+ * read past the end.  The oracle of each is <family>_ref.c; the table is filled by rvk_init, which
+ * starts at the oracle and overwrites while the CPU keeps up.
+ *
+ * Bits: an output element depends on its own inputs only.  In rvk_table.mul, y of row r and column
+ * c has the same bits whatever n_rows, n_cols and the pointers' alignment are. */
+#ifndef RVK_H
+#define RVK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- block formats: ggml's layouts, byte for byte ---- */
+
+enum { RVK_QK = 32, RVK_QKK = 256 };
+
+typedef struct rvk_q4_0 { uint16_t d; uint8_t qs[16]; } rvk_q4_0;
+typedef struct rvk_q4_1 { uint16_t d, m; uint8_t qs[16]; } rvk_q4_1;
+typedef struct rvk_q5_0 { uint16_t d; uint8_t qh[4]; uint8_t qs[16]; } rvk_q5_0;
+typedef struct rvk_q5_1 { uint16_t d, m; uint8_t qh[4]; uint8_t qs[16]; } rvk_q5_1;
+typedef struct rvk_q8_0 { uint16_t d; int8_t qs[32]; } rvk_q8_0;
+typedef struct rvk_q2_k { uint8_t scales[16]; uint8_t qs[64]; uint16_t d, dmin; } rvk_q2_k;
+typedef struct rvk_q3_k { uint8_t hmask[32]; uint8_t qs[64]; uint8_t scales[12]; uint16_t d; } rvk_q3_k;
+typedef struct rvk_q4_k { uint16_t d, dmin; uint8_t scales[12]; uint8_t qs[128]; } rvk_q4_k;
+typedef struct rvk_q5_k { uint16_t d, dmin; uint8_t scales[12]; uint8_t qh[32]; uint8_t qs[128]; } rvk_q5_k;
+typedef struct rvk_q6_k { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; uint16_t d; } rvk_q6_k;
+typedef struct rvk_iq4_nl { uint16_t d; uint8_t qs[16]; } rvk_iq4_nl;
+typedef struct rvk_iq4_xs { uint16_t d, scales_h; uint8_t scales_l[4]; uint8_t qs[128]; } rvk_iq4_xs;
+
+/* Tensor types by ggml's numbers (the same as rv_dtype of ruvllm.h, which this file may not see). */
+enum { RVK_F32 = 0, RVK_F16 = 1, RVK_Q4_0 = 2, RVK_Q4_1 = 3, RVK_Q5_0 = 6, RVK_Q5_1 = 7,
+       RVK_Q8_0 = 8, RVK_Q2_K = 10, RVK_Q3_K = 11, RVK_Q4_K = 12, RVK_Q5_K = 13, RVK_Q6_K = 14,
+       RVK_IQ4_NL = 20, RVK_IQ4_XS = 23, RVK_BF16 = 30, RVK_N_TYPES = 31 };
+
+typedef struct rvk_dtype_info {
+    const char *name;      /* "q4_0"; NULL: no such type here */
+    uint32_t block_values; /* 1, 32 or 256 */
+    uint32_t block_bytes;
+    bool act_q8;           /* mul wants its x packed by act_pack; false: plain float32 */
+} rvk_dtype_info;
+
+extern const rvk_dtype_info rvk_dtypes[RVK_N_TYPES];
+/* Bytes of a row of k values; 0 when type is unknown or k is not a multiple of its block. */
+size_t rvk_row_bytes(int type, size_t k);
+
+/* ---- activations rounded to 8 bits ----
+ * A row of k values (k a multiple of 32) packed for mul of the quantised types, planar:
+ *   int8_t  q[k]        x[i] ~= d[i / 32] * q[i],  |q| <= 127
+ *   float   d[k / 32]
+ *   int16_t bsum[k/16]  sums of 16 q
+ * each plane starting on a multiple of 64 bytes from the start, which is 64-byte aligned. */
+size_t rvk_act_bytes(size_t k); /* a multiple of 64 */
+size_t rvk_act_off_d(size_t k);
+size_t rvk_act_off_bsum(size_t k);
+
+/* ---- CPU features ---- */
+enum { RVK_AVX2 = 1, RVK_AVX512 = 2 /* F BW VL DQ */, RVK_VNNI = 4 /* AVX512_VNNI and VBMI */,
+       RVK_BF16_DOT = 8, RVK_ALL = 15 };
+unsigned rvk_cpu(void);                  /* what this machine has */
+const char *rvk_cpu_names(unsigned cpu); /* "avx2 avx512 vnni", or "portable"; static storage */
+
+typedef struct rvk_table {
+    unsigned cpu; /* the features the table was filled for */
+
+    /* ---- quant: whole rows of k values, k a multiple of the type's block ---- */
+    /* dst[i] is the value the format defines, computed in float32 as ggml does. */
+    void (*dequant[RVK_N_TYPES])(float *dst, const void *src, size_t k);
+    /* Nearest blocks for float32 values; NULL where this build cannot write the type.
+     * F32 F16 BF16 round to nearest even; NaN and infinities are the caller's to refuse. */
+    void (*quant[RVK_N_TYPES])(void *dst, const float *src, size_t k);
+    /* Pack one row for mul; k a multiple of 32.  q = round(x / d), d = max|x| / 127 per 32. */
+    void (*act_pack)(void *dst, const float *x, size_t k);
+
+    /* ---- dot: y[c * ldy + r] = w_r . x_c  for r < n_rows, c < n_cols ----
+     * w_r = w + r * w_stride bytes: a row of k values in blocks of the type.
+     * x_c = x + c * x_stride bytes: k float32, or k packed by act_pack (rvk_dtypes[].act_q8).
+     * Integer products inside a block are exact; the float32 error of an element is at most
+     * (k / 16 + 16) * 2^-23 * sum |w_i * x_i| with x as packed. */
+    void (*mul[RVK_N_TYPES])(float *y, size_t ldy, const void *w, size_t w_stride, size_t n_rows,
+                             const void *x, size_t x_stride, size_t n_cols, size_t k);
+
+    /* ---- norm ---- */
+    /* y = x / sqrt(mean(x^2) + eps) * g.  y may be x.  n >= 1. */
+    void (*rms_norm)(float *y, const float *x, const float *g, size_t n, float eps);
+    /* y = (x - mean) / sqrt(var + eps) * g + b; b may be NULL.  y may be x. */
+    void (*layer_norm)(float *y, const float *x, const float *g, const float *b, size_t n,
+                       float eps);
+
+    /* ---- rope: rotate n_heads vectors of head_dim values, the first n_rot of each ----
+     * cs [n_rot]: cos and sin of pair i at 2i and 2i + 1.  neox pairs i with i + n_rot / 2,
+     * else 2i with 2i + 1. */
+    void (*rope)(float *x, size_t n_heads, size_t head_dim, size_t n_rot, const float *cs,
+                 bool neox);
+
+    /* ---- act ---- */
+    void (*swiglu)(float *y, const float *gate, const float *up, size_t n); /* silu(gate) * up */
+    void (*gelu)(float *y, const float *x, size_t n);                       /* tanh form */
+    void (*add)(float *y, const float *a, const float *b, size_t n);        /* y may be a */
+    /* Gated short convolution of one token over n channels (LFM2):
+     *   y[i] = c[i] * sum_j taps[i * l + j] * z_j[i],  z_0..z_{l-2} = state rows (oldest first),
+     *   z_{l-1} = b * u.  state [(l - 1)][n] then moves up by one row. */
+    void (*shortconv)(float *y, const float *b, const float *c, const float *u, const float *taps,
+                      float *state, size_t n, size_t l);
+
+    /* ---- attn: one query position against one block of keys ----
+     * Online softmax over blocks of at most RVK_ATTN_BLOCK positions; the caller walks the blocks
+     * in order, so the bits depend on where blocks start and not on how they are stored.
+     *   q      [n_q][d] the query heads that share this key head, already scaled
+     *   k, v   rows of d values for n positions, row p at + p * stride bytes, F16 or F32
+     *   st     [n_q] running max and sum;  acc [n_q][d] running weighted values */
+    void (*attn_f32)(const float *q, size_t n_q, size_t d, const void *k, const void *v,
+                     size_t stride, size_t n, float *st_max, float *st_sum, float *acc);
+    void (*attn_f16)(const float *q, size_t n_q, size_t d, const void *k, const void *v,
+                     size_t stride, size_t n, float *st_max, float *st_sum, float *acc);
+} rvk_table;
+
+enum { RVK_ATTN_BLOCK = 16 };
+
+extern rvk_table rvk; /* written by rvk_init, before any thread starts */
+/* Fill the table for cpu & what the machine has.  Tests walk down with smaller masks. */
+void rvk_init(unsigned cpu);
+
+/* ---- the ladder: one function per family ---- */
+void rvk_init_quant(rvk_table *t, unsigned cpu);
+void rvk_init_dot(rvk_table *t, unsigned cpu);
+void rvk_init_norm(rvk_table *t, unsigned cpu);
+void rvk_init_rope(rvk_table *t, unsigned cpu);
+void rvk_init_act(rvk_table *t, unsigned cpu);
+void rvk_init_attn(rvk_table *t, unsigned cpu);
+
+/* ---- half precision, portable ---- */
+float rvk_f16_to_f32(uint16_t h);
+uint16_t rvk_f32_to_f16(float f); /* round to nearest even, NaN stays NaN */
+static inline float rvk_bf16_to_f32(uint16_t h) {
+    union { uint32_t u; float f; } v = {(uint32_t)h << 16};
+    return v.f;
+}
+uint16_t rvk_f32_to_bf16(float f);
+
+_Static_assert(sizeof(rvk_q4_0) == 18, "GGUF tensor type 2: 18 bytes per 32 values");
+_Static_assert(sizeof(rvk_q4_1) == 20, "GGUF tensor type 3: 20 bytes per 32 values");
+_Static_assert(sizeof(rvk_q5_0) == 22, "GGUF tensor type 6: 22 bytes per 32 values");
+_Static_assert(sizeof(rvk_q5_1) == 24, "GGUF tensor type 7: 24 bytes per 32 values");
+_Static_assert(sizeof(rvk_q8_0) == 34, "GGUF tensor type 8: 34 bytes per 32 values");
+_Static_assert(sizeof(rvk_q2_k) == 84, "GGUF tensor type 10: 84 bytes per 256 values");
+_Static_assert(sizeof(rvk_q3_k) == 110, "GGUF tensor type 11: 110 bytes per 256 values");
+_Static_assert(sizeof(rvk_q4_k) == 144, "GGUF tensor type 12: 144 bytes per 256 values");
+_Static_assert(sizeof(rvk_q5_k) == 176, "GGUF tensor type 13: 176 bytes per 256 values");
+_Static_assert(sizeof(rvk_q6_k) == 210, "GGUF tensor type 14: 210 bytes per 256 values");
+_Static_assert(sizeof(rvk_iq4_nl) == 18, "GGUF tensor type 20: 18 bytes per 32 values");
+_Static_assert(sizeof(rvk_iq4_xs) == 136, "GGUF tensor type 23: 136 bytes per 256 values");
+
+#endif

@@ -1,0 +1,1 @@
+"""ruvllm: a local LLM runtime that remembers and learns."""

@@ -1,0 +1,79 @@
+/* base: allocation, cursor, thread pool. */
+#include "base/pool.h"
+#include "test.h"
+
+static void alloc_counts_and_aligns(void) {
+    size_t live = rv_live_bytes();
+    for (size_t n = 0; n < 300; n += 7) {
+        char *a = rv_malloc(n), *b = rv_alloc_aligned(n);
+        CHECK(a && b && (uintptr_t)a % 16 == 0 && (uintptr_t)b % 64 == 0);
+        memset(a, 1, n), memset(b, 2, n);
+        a = rv_realloc(a, n + 100);
+        for (size_t i = 0; i < n; i++) CHECK(a[i] == 1);
+        CHECK(rv_live_bytes() == live + n + 100 + n);
+        rv_free(a), rv_free(b);
+    }
+    CHECK(rv_calloc(SIZE_MAX / 2, 3) == NULL && rv_malloc(SIZE_MAX) == NULL);
+    rv_test_fail_alloc_at(1);
+    void *p = rv_malloc(1);
+    CHECK(p && rv_malloc(1) == NULL);
+    rv_test_fail_alloc_at(-1);
+    rv_free(p);
+}
+
+static void cursor_is_sticky_and_bounded(void) {
+    const uint8_t b[] = {1, 0, 2, 0, 0, 0, 9};
+    rv_cursor c;
+    rv_cur_init(&c, b, sizeof b);
+    CHECK(rv_cur_u16(&c, "a") == 1 && rv_cur_u32(&c, "b") == 2 && rv_cur_left(&c) == 1);
+    CHECK(rv_cur_u64(&c, "the count") == 0 && c.err.code == RV_EFORMAT);
+    CHECK(strstr(c.err.msg, "the count: need 8 bytes at offset 6, have 1"));
+    CHECK(rv_cur_u8(&c, "d") == 0 && c.off == 6);
+    rv_cur_init(&c, b, sizeof b);
+    CHECK(rv_cur_bytes(&c, UINT64_MAX, "all") == NULL && c.err.code == RV_EFORMAT);
+}
+
+typedef struct count {
+    atomic_uint hits[1000];
+    atomic_int seen_thread[8];
+} count;
+
+static void count_chunk(void *arg, size_t i, int i_thread) {
+    count *c = arg;
+    atomic_fetch_add(&c->hits[i], 1);
+    atomic_fetch_add(&c->seen_thread[i_thread], 1);
+}
+
+static void pool_runs_every_chunk_once(void) {
+    rv_err err = {0};
+    rv_pool *p;
+    CHECK(rv_pool_new(&p, 0, &err) == RV_EARG && p == NULL);
+    for (int n_threads = 1; n_threads <= 4; n_threads++) {
+        CHECK(rv_pool_new(&p, n_threads, NULL) == RV_OK);
+        static count c;
+        for (unsigned round = 1; round <= 2000; round++) {
+            memset(&c, 0, sizeof c);
+            size_t n = (round * 37) % 1000;
+            rv_pool_run(p, n, count_chunk, &c);
+            for (size_t i = 0; i < 1000; i++) CHECK(atomic_load(&c.hits[i]) == (i < n));
+        }
+        rv_pool_free(&p);
+        CHECK(p == NULL);
+    }
+}
+
+static void map_reports_bad_paths(void) {
+    rv_err err = {0};
+    rv_map m;
+    CHECK(rv_map_open(&m, "/no/such/file", &err) == RV_ENOTFOUND && m.p == NULL);
+    rv_err_clear(&err);
+    CHECK(rv_map_open(&m, "/tmp", &err) == RV_EIO && strstr(err.msg, "is a directory"));
+}
+
+const rv_test tests_base[] = {
+    {"alloc_counts_and_aligns", alloc_counts_and_aligns},
+    {"cursor_is_sticky_and_bounded", cursor_is_sticky_and_bounded},
+    {"pool_runs_every_chunk_once", pool_runs_every_chunk_once},
+    {"map_reports_bad_paths", map_reports_bad_paths},
+    {NULL, NULL},
+};
