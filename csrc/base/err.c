@@ -3,10 +3,6 @@
 
 #include "base/base.h"
 
-#ifndef RUVLLM_VERSION
-#define RUVLLM_VERSION "0.0.0"
-#endif
-
 rv_status rv_fail(rv_err *err, rv_status code, const char *fmt, ...) {
     if (!err || err->code != RV_OK) return code;
     err->code = code;
@@ -21,5 +17,5 @@ rv_status rv_fail(rv_err *err, rv_status code, const char *fmt, ...) {
 }
 
 const char *rv_version(void) {
-    return RUVLLM_VERSION;
+    return RUVLLM_VERSION; /* from pyproject.toml, by CMakeLists.txt */
 }
