@@ -31,7 +31,8 @@ int rv_py_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **slot);
 PyObject *rv_py_raise(rv_py_state *st, const rv_err *err);
 
 /* A C-contiguous buffer of int32 (format "i" or "l" of 4 bytes), or any sequence of Python ints,
- * which is copied.  v->buf, v->len / 4.  Release with rv_py_release_i32. -1 with an exception set. */
+ * which is copied.  v->buf, v->len / 4.  Release with rv_py_release_i32. -1 with an exception set.
+ */
 typedef struct rv_py_i32 {
     Py_buffer view;
     int32_t *copy;
@@ -49,13 +50,11 @@ PyObject *rv_py_array_new(rv_py_state *st, void *take_data, char format, int n_d
 
 /* Objects that other files look into. */
 typedef struct {
-    PyObject_HEAD
-    rv_gguf *h; /* NULL when closed */
+    PyObject_HEAD rv_gguf *h; /* NULL when closed */
 } rv_py_gguf;
 
 typedef struct {
-    PyObject_HEAD
-    rv_tok *h;
+    PyObject_HEAD rv_tok *h;
 } rv_py_tok;
 
 /* One function per file: adds its types and functions to the module. -1 with an exception set. */
