@@ -16,7 +16,7 @@ enum { RV_PY_N_STATUS = 11 };
 
 typedef struct rv_py_state {
     PyObject *errors[RV_PY_N_STATUS]; /* exception class of status -i; [0] is RuvllmError */
-    PyTypeObject *array, *gguf, *tok, *model, *session, *cancel, *sampler, *store;
+    PyTypeObject *array, *gguf, *gguf_view, *tok, *model, *session, *cancel, *sampler, *store;
 } rv_py_state;
 
 extern struct PyModuleDef rv_py_module;
@@ -50,8 +50,13 @@ PyObject *rv_py_array_new(rv_py_state *st, void *take_data, char format, int n_d
 
 /* Objects that other files look into. */
 typedef struct {
-    PyObject_HEAD rv_gguf *h; /* NULL when closed */
+    PyObject_HEAD const rv_gguf *h; /* NULL when closed */
+    rv_gguf *owned;                 /* the same handle when this object frees it, else NULL */
+    PyObject *owner;    /* keeps the bytes or the handle alive; NULL for a file opened by path */
+    Py_ssize_t n_views; /* tensor views that are alive; close() refuses while there are any */
 } rv_py_gguf;
+/* A GGUF object over a handle of someone else, whom it keeps alive: a model shows its own file. */
+PyObject *rv_py_gguf_wrap(rv_py_state *st, const rv_gguf *borrowed, PyObject *owner);
 
 typedef struct {
     PyObject_HEAD rv_tok *h;
