@@ -62,6 +62,18 @@ typedef struct {
     PyObject_HEAD rv_tok *h;
 } rv_py_tok;
 
+typedef struct {
+    PyObject_HEAD rv_model *h;
+} rv_py_model;
+
+/* The flag inside a Cancel, or NULL for None. -1 with an exception set for anything else. */
+int rv_py_get_cancel(rv_py_state *st, PyObject *o, rv_cancel **out);
+/* A Tokenizer that owns one reference to the handle; takes it over, on failure too. */
+PyObject *rv_py_tok_wrap(rv_py_state *st, rv_tok *take);
+/* Draw from logits [n] with a Sampler: (id, logprob, top_ids, top_logprobs). */
+PyObject *rv_py_sampler_draw(rv_py_state *st, PyObject *sampler, const float *logits, size_t n,
+                             unsigned long long pos, PyObject *allow);
+
 /* One function per file: adds its types and functions to the module. -1 with an exception set. */
 int rv_py_add_array(PyObject *m, rv_py_state *st);
 int rv_py_add_kernels(PyObject *m, rv_py_state *st);
