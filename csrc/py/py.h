@@ -58,6 +58,17 @@ typedef struct {
     rv_tok *h;
 } rv_py_tok;
 
+typedef struct {
+    PyObject_HEAD
+    rv_sampler *h;
+    Py_ssize_t n_vocab;
+    int busy; /* a thread is inside rv_sampler_* without the GIL */
+} rv_py_sampler;
+
+/* What sampler.sample() returns: (id, logprob, top_ids, top_logprobs).  While the sampler is busy
+ * or the GIL is held throughout: it reads r's borrowed arrays. */
+PyObject *rv_py_sampled(const rv_sampled *r);
+
 /* One function per file: adds its types and functions to the module. -1 with an exception set. */
 int rv_py_add_array(PyObject *m, rv_py_state *st);
 int rv_py_add_kernels(PyObject *m, rv_py_state *st);
