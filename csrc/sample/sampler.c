@@ -11,6 +11,7 @@
  * stand in one canonical order (falling logit, ties by id), sums are in double in an order fixed
  * by the candidates, and the random number is the pos-th of the seed's stream.  Nothing is
  * allocated after rv_sampler_new. */
+#include <float.h>
 #include <math.h>
 
 #include "base/base.h"
@@ -234,13 +235,20 @@ static float logprob(float x, float max, double lse) {
 
 /* ---- bias, penalties, mask ---- */
 
+/* A finite logit stays finite: only a mask, a ban or the model excludes a token. */
+static float bounded(float before, float after) {
+    if (!isinf(after) || isinf(before)) return after;
+    return after > 0 ? FLT_MAX : -FLT_MAX;
+}
+
 static void apply_penalties(const rv_sampler *s) {
     const rv_sample_params *p = &s->p;
     for (size_t i = 0; i < s->n_vocab; i++) {
         if (s->count[i] == 0) continue;
-        float v = s->x[i];
-        v = v > 0 ? v / p->repeat_penalty : v * p->repeat_penalty;
-        s->x[i] = v - ((float)s->count[i] * p->frequency_penalty + p->presence_penalty);
+        const float x = s->x[i];
+        float v = x > 0 ? x / p->repeat_penalty : x * p->repeat_penalty;
+        v -= (float)s->count[i] * p->frequency_penalty + p->presence_penalty;
+        s->x[i] = bounded(x, v);
     }
 }
 
@@ -256,7 +264,8 @@ static const float *adjust(rv_sampler *s, const float *logits, const uint32_t *a
     memcpy(s->x, logits, s->n_vocab * sizeof *s->x);
     for (size_t i = 0; i < p->n_bias; i++) {
         float *v = &s->x[p->bias_ids[i]];
-        *v = p->bias[i] == -INFINITY ? -INFINITY : *v + p->bias[i]; /* a ban beats +inf */
+        /* A ban beats +inf. */
+        *v = p->bias[i] == -INFINITY ? -INFINITY : bounded(*v, *v + p->bias[i]);
     }
     if (s->count) apply_penalties(s);
     if (allow) apply_mask(s, allow);

@@ -164,7 +164,7 @@ HISTORY = [3, 8, 8, 8, 20, 3, 41, 41, 59, 0, 0, 5, 6]
 @pytest.mark.parametrize("case", CASES, ids=lambda c: ",".join(f"{k}={v}" for k, v in c.items()))
 @pytest.mark.parametrize("masked", [False, True])
 def test_draws_follow_the_reference(case: dict[str, Any], masked: bool) -> None:
-    n_vocab, n_draws = 60, 3000
+    n_vocab = 60
     logits = logits_of(11, n_vocab)
     params = DEFAULTS | case | {"seed": 77}
     allow = words = None
@@ -176,6 +176,7 @@ def test_draws_follow_the_reference(case: dict[str, Any], masked: bool) -> None:
     s = make(n_vocab, **(case | {"seed": 77}))
     s.accept(HISTORY)
     penalised = s_has_memory(params)
+    n_draws = 3000 if penalised else 20000
     for pos in range(n_draws):
         if penalised:  # each draw from the same history
             s = make(n_vocab, **(case | {"seed": 77}))
