@@ -313,7 +313,7 @@ typedef struct rv_sample_params {
     float repeat_penalty;    /* > 0; 1 is off */
     float frequency_penalty; /* -100 .. 100; 0 is off */
     float presence_penalty;  /* -100 .. 100; 0 is off */
-    int32_t penalty_last_n;  /* tokens looked back at; -1: all, 0: none */
+    int32_t penalty_last_n;  /* tokens looked back at, at most 2^20; -1: all, 0: none */
     uint64_t seed;
     const int32_t *bias_ids; /* [n_bias] distinct ids in [0, n_vocab); copied */
     const float *bias;       /* [n_bias] added to the logits; -inf bans a token */

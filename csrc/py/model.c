@@ -4,7 +4,8 @@
 #include "base/base.h"
 
 typedef struct {
-    PyObject_HEAD rv_cancel *h;
+    PyObject_HEAD
+    rv_cancel *h;
 } Cancel;
 
 /* ---- Cancel ---- */
@@ -114,8 +115,10 @@ static PyObject *model_open(PyObject *m, PyObject *args) {
     rv_err err = {0};
     rv_status rc;
     const char *cpath = PyBytes_AsString(path);
-    Py_BEGIN_ALLOW_THREADS rc = rv_model_open(&self->h, cpath, &o, &err);
-    Py_END_ALLOW_THREADS Py_DECREF(path);
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_model_open(&self->h, cpath, &o, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
     if (rc == RV_OK) return (PyObject *)self;
     Py_DECREF(self);
     return p.failed ? NULL : rv_py_raise(st, &err);
@@ -125,8 +128,9 @@ static void model_dealloc(PyObject *o) {
     PyTypeObject *t = Py_TYPE(o);
     rv_model *h = ((rv_py_model *)o)->h;
     Py_BEGIN_ALLOW_THREADS /* joins the pool's threads */
-        rv_model_free(&h);
-    Py_END_ALLOW_THREADS((freefunc)PyType_GetSlot(t, Py_tp_free))(o);
+    rv_model_free(&h);
+    Py_END_ALLOW_THREADS((freefunc)PyType_GetSlot(t, Py_tp_free))
+    (o);
     Py_DECREF(t);
 }
 
@@ -191,7 +195,8 @@ static PyObject *model_embed(PyObject *o, PyObject *args) {
     if (rc == RV_OK && total != tok.n)
         rc = rv_fail(&err, RV_EARG, "lengths: sum to %zu, want the %zu tokens given", total, tok.n);
     if (rc == RV_OK) {
-        Py_BEGIN_ALLOW_THREADS rc = rv_model_embed(h, tok.p, lens, len.n, cancel, out, &err);
+        Py_BEGIN_ALLOW_THREADS
+        rc = rv_model_embed(h, tok.p, lens, len.n, cancel, out, &err);
         Py_END_ALLOW_THREADS
     }
     const size_t n = len.n;

@@ -4,7 +4,8 @@
 #include "base/base.h"
 
 typedef struct {
-    PyObject_HEAD rv_session *h; /* NULL when closed */
+    PyObject_HEAD
+    rv_session *h; /* NULL when closed */
     int32_t n_vocab;
     bool running; /* an eval is under way in some thread; written with the GIL held */
 } Session;
@@ -67,8 +68,10 @@ static PyObject *session_eval(PyObject *o, PyObject *args) {
         rc = rv_fail(&err, RV_ENOMEM, "logits: no memory for %zu x %zu floats", n, v);
     if (rc == RV_OK) {
         ((Session *)o)->running = true;
-        Py_BEGIN_ALLOW_THREADS rc = rv_session_eval(h, tok.p, n, all, cancel, &err);
-        Py_END_ALLOW_THREADS((Session *)o)->running = false;
+        Py_BEGIN_ALLOW_THREADS
+        rc = rv_session_eval(h, tok.p, n, all, cancel, &err);
+        Py_END_ALLOW_THREADS((Session *)o)
+        ->running = false;
     }
     rv_py_release_i32(&tok);
     if (rc != RV_OK) {

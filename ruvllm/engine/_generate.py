@@ -66,7 +66,7 @@ class Generation(Iterator[Chunk]):
         self._sampler = params.sampler(int(model.info()["n_vocab"]))
         self._sampler.accept(prompt)
         self._session = _core.session_new(model, n_ctx)
-        self._text = TextStream(self._piece, list(params.stop))
+        self._text = TextStream(self._piece, params.stop)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._shown: list[str] = []
@@ -142,7 +142,7 @@ class Generation(Iterator[Chunk]):
             return self._finish("stop", (token,))
         text = self._text.push(token)
         self._shown.append(text)
-        if self._text.stopped is not None or (self._constraint and self._constraint.done):
+        if self._text.stop_hit is not None or (self._constraint and self._constraint.done):
             return self._finish("stop", (token,), text)
         if len(self._tokens) == self._params.max_tokens:
             return self._finish("length", (token,), text)
@@ -181,7 +181,7 @@ class Generation(Iterator[Chunk]):
             text="".join(self._shown),
             tokens=tuple(self._tokens),
             finish_reason=reason,
-            stop=self._text.stopped,
+            stop=self._text.stop_hit,
             prompt_tokens=tuple(self._prompt),
             seed=self._params.seed,
             timings=Timings(
