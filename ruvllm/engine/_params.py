@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ruvllm import _core
 from ruvllm._errors import ArgumentError
+from ruvllm.engine._stream import check_stops
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class SamplingParams:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ArgumentError(f"{name}: is {value!r}, want a number")
-        object.__setattr__(self, "stop", _stops(self.stop))
+        object.__setattr__(self, "stop", tuple(check_stops(self.stop)))
         if not isinstance(self.logit_bias, Mapping):
             raise ArgumentError(f"logit_bias: is {self.logit_bias!r}, want a mapping of id to bias")
 
@@ -85,12 +86,3 @@ def _whole(name: str, value: object, lo: int, hi: int) -> None:
     if not lo <= value <= hi:
         raise ArgumentError(f"{name}: is {value}, want {lo} .. {hi}")
 
-
-def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    given = (stop,) if isinstance(stop, str) else tuple(stop)
-    for i, s in enumerate(given):
-        if not isinstance(s, str) or not s:
-            raise ArgumentError(f"stop[{i}]: is {s!r}, want a string of at least one character")
-    return given
