@@ -57,6 +57,9 @@ RV_API const char *rv_version(void);
 
 /* Bytes now held by the core's allocator (mappings are not counted). */
 RV_API size_t rv_live_bytes(void);
+/* Read a buffer of that many bytes once and say how fast that went: what decoding, which reads every
+ * weight once per token, can at best reach.  RV_EARG n_threads outside 1 .. 256 or under 1 MiB. */
+RV_API rv_status rv_read_bandwidth(int n_threads, size_t bytes, double *bytes_per_s, rv_err *err);
 /* Free memory that the core handed to the caller. NULL is allowed. */
 RV_API void rv_free(void *p);
 
