@@ -1,11 +1,12 @@
 /* rv_tests: runs every C test, or those whose names are given. */
 #include "test.h"
 
-extern const rv_test tests_base[], tests_gguf[], tests_ops[], tests_sample[];
+extern const rv_test tests_base[], tests_gguf[], tests_kernels[], tests_ops[], tests_sample[];
 
 static const rv_test *const ALL[] = {
     tests_base,
     tests_gguf,
+    tests_kernels,
     tests_ops,
     tests_sample,
 };
