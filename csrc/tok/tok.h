@@ -11,20 +11,24 @@
 typedef struct rv_tok_spec {
     rv_str model;         /* "gpt2", "llama", "bert" */
     rv_str pre;           /* pre-tokenizer name, "" when the file names none */
+    rv_str arch, name;    /* of the model: a few vocabularies need them (see vocab_special.c) */
     const rv_str *tokens; /* [n_tokens] */
     size_t n_tokens;
     const float *scores;  /* [n_tokens] or NULL */
     const int32_t *types; /* [n_tokens] rv_tok_type, or NULL: all normal */
     const rv_str *merges; /* [n_merges] "left right", by falling priority */
     size_t n_merges;
-    int64_t bos, eos, eot, unk, pad, sep, cls, mask; /* ids; -1: the file does not say */
-    int add_bos, add_eos, add_space_prefix;          /* 0, 1; -1: the file does not say */
-    int remove_extra_whitespaces, ignore_merges;     /* 0, 1; -1: the file does not say */
+    int64_t bos, eos, eot, eom, unk, pad, sep, cls, mask; /* ids; -1: the file does not say */
+    int64_t fim_pre, fim_suf, fim_mid, fim_pad, fim_rep, fim_sep;
+    int add_bos, add_eos, add_space_prefix;      /* 0, 1; -1: the file does not say */
+    int remove_extra_whitespaces, ignore_merges; /* 0, 1; -1: the file does not say */
+    int lowercase, strip_accents;                /* bert; 0, 1; -1: the file does not say */
 } rv_tok_spec;
 
 void rv_tok_spec_init(rv_tok_spec *s); /* all absent */
-/* RV_EFORMAT inconsistent (ids out of range, no tokens, duplicate tokens are allowed: the first
- * wins, lengths); RV_EUNSUPPORTED model or pre-tokenizer not known; RV_ENOMEM. */
+/* RV_EFORMAT inconsistent (ids out of range, no tokens, lengths; duplicate tokens are allowed: the
+ * first wins); RV_EUNSUPPORTED model or pre-tokenizer not known, or a token too long to be matched
+ * in linear time; RV_ENOMEM. */
 rv_status rv_tok_new(rv_tok **out, const rv_tok_spec *spec, rv_err *err);
 
 #endif
