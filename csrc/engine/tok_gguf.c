@@ -4,7 +4,7 @@
  * tokenizer.ggml.tokens have to be there, and tokenizer.ggml.merges for "gpt2". */
 #include <stdio.h>
 
-#include "tok/tok.h"
+#include "base/base.h"
 
 #define KEY "tokenizer.ggml."
 

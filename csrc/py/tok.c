@@ -3,7 +3,6 @@
 #include "py/py.h"
 
 #include "base/base.h"
-#include "tok/tok.h"
 
 PyObject *rv_py_tok_wrap(rv_py_state *st, rv_tok *take) {
     allocfunc alloc = (allocfunc)PyType_GetSlot(st->tok, Py_tp_alloc);

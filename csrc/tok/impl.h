@@ -10,7 +10,7 @@
 #ifndef RV_TOK_IMPL_H
 #define RV_TOK_IMPL_H
 
-#include "tok/tok.h"
+#include "base/base.h"
 
 #define RV_TOK_NONE UINT32_MAX
 
