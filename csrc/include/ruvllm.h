@@ -185,6 +185,32 @@ typedef struct rv_tok_info {
 /* The tokenizer of a GGUF; the file may have no tensors.  Nothing of g is kept.
  * RV_EFORMAT keys missing or inconsistent; RV_EUNSUPPORTED model or pre-tokenizer not known. */
 RV_API rv_status rv_tok_open(rv_tok **out, const rv_gguf *g, rv_err *err);
+
+/* Everything a vocabulary says, as plain arrays.  Borrowed for the time of rv_tok_new; nothing is
+ * kept. */
+typedef struct rv_tok_spec {
+    rv_str model;         /* "gpt2", "llama", "bert" */
+    rv_str pre;           /* pre-tokenizer name, "" when the file names none */
+    rv_str arch, name;    /* of the model: a few vocabularies need them (tok/vocab_special.c) */
+    const rv_str *tokens; /* [n_tokens] */
+    size_t n_tokens;
+    const float *scores;  /* [n_tokens] or NULL */
+    const int32_t *types; /* [n_tokens] rv_tok_type, or NULL: all normal */
+    const rv_str *merges; /* [n_merges] "left right", by falling priority */
+    size_t n_merges;
+    int64_t bos, eos, eot, eom, unk, pad, sep, cls, mask; /* ids; -1: the file does not say */
+    int64_t fim_pre, fim_suf, fim_mid, fim_pad, fim_rep, fim_sep;
+    int add_bos, add_eos, add_space_prefix;      /* 0, 1; -1: the file does not say */
+    int remove_extra_whitespaces, ignore_merges; /* 0, 1; -1: the file does not say */
+    int lowercase, strip_accents;                /* bert; 0, 1; -1: the file does not say */
+} rv_tok_spec;
+
+RV_API void rv_tok_spec_init(rv_tok_spec *s); /* all absent */
+/* RV_EFORMAT inconsistent (ids out of range, no tokens, lengths; duplicate tokens are allowed: the
+ * first wins); RV_EUNSUPPORTED model or pre-tokenizer not known, or a token too long to be matched
+ * in linear time; RV_ENOMEM. */
+RV_API rv_status rv_tok_new(rv_tok **out, const rv_tok_spec *spec, rv_err *err);
+
 RV_API rv_tok *rv_tok_ref(rv_tok *t);
 RV_API void rv_tok_free(rv_tok **t); /* drops one reference */
 RV_API const rv_tok_info *rv_tok_get_info(const rv_tok *t);
