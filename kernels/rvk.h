@@ -17,29 +17,92 @@
 
 enum { RVK_QK = 32, RVK_QKK = 256 };
 
-typedef struct rvk_q4_0 { uint16_t d; uint8_t qs[16]; } rvk_q4_0;
-typedef struct rvk_q4_1 { uint16_t d, m; uint8_t qs[16]; } rvk_q4_1;
-typedef struct rvk_q5_0 { uint16_t d; uint8_t qh[4]; uint8_t qs[16]; } rvk_q5_0;
-typedef struct rvk_q5_1 { uint16_t d, m; uint8_t qh[4]; uint8_t qs[16]; } rvk_q5_1;
-typedef struct rvk_q8_0 { uint16_t d; int8_t qs[32]; } rvk_q8_0;
-typedef struct rvk_q2_k { uint8_t scales[16]; uint8_t qs[64]; uint16_t d, dmin; } rvk_q2_k;
-typedef struct rvk_q3_k { uint8_t hmask[32]; uint8_t qs[64]; uint8_t scales[12]; uint16_t d; } rvk_q3_k;
-typedef struct rvk_q4_k { uint16_t d, dmin; uint8_t scales[12]; uint8_t qs[128]; } rvk_q4_k;
-typedef struct rvk_q5_k { uint16_t d, dmin; uint8_t scales[12]; uint8_t qh[32]; uint8_t qs[128]; } rvk_q5_k;
-typedef struct rvk_q6_k { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; uint16_t d; } rvk_q6_k;
-typedef struct rvk_iq4_nl { uint16_t d; uint8_t qs[16]; } rvk_iq4_nl;
-typedef struct rvk_iq4_xs { uint16_t d, scales_h; uint8_t scales_l[4]; uint8_t qs[128]; } rvk_iq4_xs;
+typedef struct rvk_q4_0 {
+    uint16_t d;
+    uint8_t qs[16];
+} rvk_q4_0;
+typedef struct rvk_q4_1 {
+    uint16_t d, m;
+    uint8_t qs[16];
+} rvk_q4_1;
+typedef struct rvk_q5_0 {
+    uint16_t d;
+    uint8_t qh[4];
+    uint8_t qs[16];
+} rvk_q5_0;
+typedef struct rvk_q5_1 {
+    uint16_t d, m;
+    uint8_t qh[4];
+    uint8_t qs[16];
+} rvk_q5_1;
+typedef struct rvk_q8_0 {
+    uint16_t d;
+    int8_t qs[32];
+} rvk_q8_0;
+typedef struct rvk_q2_k {
+    uint8_t scales[16];
+    uint8_t qs[64];
+    uint16_t d, dmin;
+} rvk_q2_k;
+typedef struct rvk_q3_k {
+    uint8_t hmask[32];
+    uint8_t qs[64];
+    uint8_t scales[12];
+    uint16_t d;
+} rvk_q3_k;
+typedef struct rvk_q4_k {
+    uint16_t d, dmin;
+    uint8_t scales[12];
+    uint8_t qs[128];
+} rvk_q4_k;
+typedef struct rvk_q5_k {
+    uint16_t d, dmin;
+    uint8_t scales[12];
+    uint8_t qh[32];
+    uint8_t qs[128];
+} rvk_q5_k;
+typedef struct rvk_q6_k {
+    uint8_t ql[128];
+    uint8_t qh[64];
+    int8_t scales[16];
+    uint16_t d;
+} rvk_q6_k;
+typedef struct rvk_iq4_nl {
+    uint16_t d;
+    uint8_t qs[16];
+} rvk_iq4_nl;
+typedef struct rvk_iq4_xs {
+    uint16_t d, scales_h;
+    uint8_t scales_l[4];
+    uint8_t qs[128];
+} rvk_iq4_xs;
 
-/* Tensor types by ggml's numbers (the same as rv_dtype of ruvllm.h, which this file may not see). */
-enum { RVK_F32 = 0, RVK_F16 = 1, RVK_Q4_0 = 2, RVK_Q4_1 = 3, RVK_Q5_0 = 6, RVK_Q5_1 = 7,
-       RVK_Q8_0 = 8, RVK_Q2_K = 10, RVK_Q3_K = 11, RVK_Q4_K = 12, RVK_Q5_K = 13, RVK_Q6_K = 14,
-       RVK_IQ4_NL = 20, RVK_IQ4_XS = 23, RVK_BF16 = 30, RVK_N_TYPES = 31 };
+/* Tensor types by ggml's numbers (the same as rv_dtype of ruvllm.h, which this file may not see).
+ */
+enum {
+    RVK_F32 = 0,
+    RVK_F16 = 1,
+    RVK_Q4_0 = 2,
+    RVK_Q4_1 = 3,
+    RVK_Q5_0 = 6,
+    RVK_Q5_1 = 7,
+    RVK_Q8_0 = 8,
+    RVK_Q2_K = 10,
+    RVK_Q3_K = 11,
+    RVK_Q4_K = 12,
+    RVK_Q5_K = 13,
+    RVK_Q6_K = 14,
+    RVK_IQ4_NL = 20,
+    RVK_IQ4_XS = 23,
+    RVK_BF16 = 30,
+    RVK_N_TYPES = 31
+};
 
 typedef struct rvk_dtype_info {
     const char *name;      /* "q4_0"; NULL: no such type here */
     uint32_t block_values; /* 1, 32 or 256 */
     uint32_t block_bytes;
-    bool act_q8;           /* mul wants its x packed by act_pack; false: plain float32 */
+    bool act_q8; /* mul wants its x packed by act_pack; false: plain float32 */
 } rvk_dtype_info;
 
 extern const rvk_dtype_info rvk_dtypes[RVK_N_TYPES];
@@ -57,13 +120,20 @@ size_t rvk_act_off_d(size_t k);
 size_t rvk_act_off_bsum(size_t k);
 
 /* ---- CPU features ---- */
-enum { RVK_AVX2 = 1, RVK_AVX512 = 2 /* F BW VL DQ */, RVK_VNNI = 4 /* AVX512_VNNI and VBMI */,
-       RVK_BF16_DOT = 8, RVK_ALL = 15 };
+enum {
+    RVK_AVX2 = 1,
+    RVK_AVX512 = 2 /* F BW VL DQ */,
+    RVK_VNNI = 4 /* AVX512_VNNI and VBMI */,
+    RVK_BF16_DOT = 8,
+    RVK_ALL = 15
+};
 unsigned rvk_cpu(void);                  /* what this machine has */
 const char *rvk_cpu_names(unsigned cpu); /* "avx2 avx512 vnni", or "portable"; static storage */
 
 typedef struct rvk_table {
     unsigned cpu; /* the features the table was filled for */
+    /* The ISA level that serves each family, for reports. */
+    const char *isa_norm, *isa_rope, *isa_act, *isa_attn;
 
     /* ---- quant: whole rows of k values, k a multiple of the type's block ---- */
     /* dst[i] is the value the format defines, computed in float32 as ggml does. */
@@ -90,8 +160,8 @@ typedef struct rvk_table {
                        float eps);
 
     /* ---- rope: rotate n_heads vectors of head_dim values, the first n_rot of each ----
-     * cs [n_rot]: cos and sin of pair i at 2i and 2i + 1.  neox pairs i with i + n_rot / 2,
-     * else 2i with 2i + 1. */
+     * cs [n_rot]: the cosines of the n_rot / 2 pairs, then their sines.  neox pairs i with
+     * i + n_rot / 2, else 2i with 2i + 1.  n_rot is even. */
     void (*rope)(float *x, size_t n_heads, size_t head_dim, size_t n_rot, const float *cs,
                  bool neox);
 
@@ -109,8 +179,9 @@ typedef struct rvk_table {
      * Online softmax over blocks of at most RVK_ATTN_BLOCK positions; the caller walks the blocks
      * in order, so the bits depend on where blocks start and not on how they are stored.
      *   q      [n_q][d] the query heads that share this key head, already scaled
-     *   k, v   rows of d values for n positions, row p at + p * stride bytes, F16 or F32
-     *   st     [n_q] running max and sum;  acc [n_q][d] running weighted values */
+     *   k, v   rows of d values for n <= RVK_ATTN_BLOCK positions, row p at + p * stride bytes
+     *   st_max, st_sum [n_q] running max (start: -INFINITY) and sum (start: 0)
+     *   acc    [n_q][d] running weighted values (start: 0); the result is acc / st_sum */
     void (*attn_f32)(const float *q, size_t n_q, size_t d, const void *k, const void *v,
                      size_t stride, size_t n, float *st_max, float *st_sum, float *acc);
     void (*attn_f16)(const float *q, size_t n_q, size_t d, const void *k, const void *v,
@@ -135,7 +206,10 @@ void rvk_init_attn(rvk_table *t, unsigned cpu);
 float rvk_f16_to_f32(uint16_t h);
 uint16_t rvk_f32_to_f16(float f); /* round to nearest even, NaN stays NaN */
 static inline float rvk_bf16_to_f32(uint16_t h) {
-    union { uint32_t u; float f; } v = {(uint32_t)h << 16};
+    union {
+        uint32_t u;
+        float f;
+    } v = {(uint32_t)h << 16};
     return v.f;
 }
 uint16_t rvk_f32_to_bf16(float f);

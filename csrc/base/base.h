@@ -36,10 +36,10 @@ static inline void rv_err_clear(rv_err *err) {
 /* ---- allocation (alloc.c): counted, and able to fail on demand in tests ---- */
 
 void *rv_malloc(size_t n);
-void *rv_calloc(size_t n, size_t size);           /* NULL also when n * size overflows */
-void *rv_realloc(void *p, size_t n);              /* p from rv_malloc / rv_calloc / rv_realloc */
-void *rv_alloc_aligned(size_t n);                 /* 64-byte aligned; freed by rv_free */
-char *rv_strndup(const char *p, size_t n);        /* n bytes and a NUL */
+void *rv_calloc(size_t n, size_t size);    /* NULL also when n * size overflows */
+void *rv_realloc(void *p, size_t n);       /* p from rv_malloc / rv_calloc / rv_realloc */
+void *rv_alloc_aligned(size_t n);          /* 64-byte aligned; freed by rv_free */
+char *rv_strndup(const char *p, size_t n); /* n bytes and a NUL */
 /* Grow *p (element size size) so that it holds at least need elements; *cap is updated.
  * false and nothing changed when it cannot. */
 bool rv_grow(void **p, size_t *cap, size_t need, size_t size);
@@ -106,7 +106,7 @@ void rv_map_willneed(const rv_map *m, size_t off, size_t n);
 
 /* ---- time (clock.c) ---- */
 
-uint64_t rv_now_ns(void);     /* monotonic */
-int64_t rv_utc_ms(void);      /* milliseconds since 1970, UTC */
+uint64_t rv_now_ns(void); /* monotonic */
+int64_t rv_utc_ms(void);  /* milliseconds since 1970, UTC */
 
 #endif

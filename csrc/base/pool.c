@@ -17,7 +17,8 @@
 
 enum { N_JOBS = 8, SPIN_NS = 50000 };
 
-typedef struct job { /* atomic only because a late worker may read one that is being rewritten: P1 */
+typedef struct job { /* atomic only because a late worker may read one that is being rewritten: P1
+                      */
     _Atomic(rv_pool_fn) fn;
     _Atomic(void *) arg;
     atomic_size_t n_chunks;

@@ -107,12 +107,12 @@ typedef enum rv_gguf_type {
 typedef struct rv_gguf_kv {
     rv_str key;
     rv_gguf_type type;
-    rv_gguf_type elem; /* of an array: its element type */
-    uint64_t n;        /* of an array: its length; else 1 */
-    uint64_t u;        /* U8 U16 U32 U64 BOOL */
-    int64_t i;         /* I8 I16 I32 I64 */
-    double f;          /* F32 F64 */
-    rv_str s;          /* STR */
+    rv_gguf_type elem;   /* of an array: its element type */
+    uint64_t n;          /* of an array: its length; else 1 */
+    uint64_t u;          /* U8 U16 U32 U64 BOOL */
+    int64_t i;           /* I8 I16 I32 I64 */
+    double f;            /* F32 F64 */
+    rv_str s;            /* STR */
     const uint8_t *data; /* ARR: the elements as they stand in the file (little-endian, unaligned,
                             strings as u64 length + bytes, nested arrays as u32 type + u64 length +
                             elements); validated when the file was opened */
@@ -122,13 +122,13 @@ typedef struct rv_gguf_kv {
 typedef struct rv_gguf_tensor {
     rv_str name;
     rv_dtype type;
-    uint32_t n_dims;     /* 1..4 */
-    uint64_t dims[4];    /* dims[0] is the contiguous one; unused ones are 1 */
-    uint64_t n_values;   /* product of dims */
-    uint64_t n_bytes;    /* rows of dims[0] values in the type's blocks */
-    uint64_t offset;     /* in its file, absolute */
-    uint32_t i_file;     /* 0 .. files - 1: which of the split files */
-    const void *data;    /* into the mapping */
+    uint32_t n_dims;   /* 1..4 */
+    uint64_t dims[4];  /* dims[0] is the contiguous one; unused ones are 1 */
+    uint64_t n_values; /* product of dims */
+    uint64_t n_bytes;  /* rows of dims[0] values in the type's blocks */
+    uint64_t offset;   /* in its file, absolute */
+    uint32_t i_file;   /* 0 .. files - 1: which of the split files */
+    const void *data;  /* into the mapping */
 } rv_gguf_tensor;
 
 /* Open a GGUF v2 or v3 file, memory-mapped.  Of a split file ("...-00001-of-00003.gguf", any part)
@@ -155,19 +155,19 @@ RV_API bool rv_gguf_next_str(const rv_gguf_kv *kv, uint64_t *pos, rv_str *out);
 
 typedef struct rv_tok rv_tok;
 
-enum { /* rv_tok_encode flags */
-    RV_TOK_BOS = 1,     /* put the begin token first, if the vocabulary has one */
-    RV_TOK_EOS = 2,     /* put the end token last, if the vocabulary has one */
-    RV_TOK_SPECIAL = 4, /* text that spells a control token becomes that token */
+enum {                     /* rv_tok_encode flags */
+       RV_TOK_BOS = 1,     /* put the begin token first, if the vocabulary has one */
+       RV_TOK_EOS = 2,     /* put the end token last, if the vocabulary has one */
+       RV_TOK_SPECIAL = 4, /* text that spells a control token becomes that token */
 };
 
 typedef enum rv_tok_type { /* as in tokenizer.ggml.token_type */
-    RV_TOK_NORMAL = 1,
-    RV_TOK_UNKNOWN = 2,
-    RV_TOK_CONTROL = 3,
-    RV_TOK_USER = 4, /* user-defined: matched as a whole in any text */
-    RV_TOK_UNUSED = 5,
-    RV_TOK_BYTE = 6,
+                           RV_TOK_NORMAL = 1,
+                           RV_TOK_UNKNOWN = 2,
+                           RV_TOK_CONTROL = 3,
+                           RV_TOK_USER = 4, /* user-defined: matched as a whole in any text */
+                           RV_TOK_UNUSED = 5,
+                           RV_TOK_BYTE = 6,
 } rv_tok_type;
 
 typedef struct rv_tok_info {
@@ -215,17 +215,17 @@ typedef enum rv_kv_type {
 } rv_kv_type;
 
 typedef enum rv_pooling { /* as in <arch>.pooling_type */
-    RV_POOL_NONE = 0,
-    RV_POOL_MEAN = 1,
-    RV_POOL_CLS = 2,
-    RV_POOL_LAST = 3,
+                          RV_POOL_NONE = 0,
+                          RV_POOL_MEAN = 1,
+                          RV_POOL_CLS = 2,
+                          RV_POOL_LAST = 3,
 } rv_pooling;
 
 typedef struct rv_model_opts {
-    int32_t n_threads;  /* 1 .. 256; 0: one per physical core the process may use */
+    int32_t n_threads; /* 1 .. 256; 0: one per physical core the process may use */
     rv_kv_type kv_type;
-    int32_t n_batch;    /* tokens per prefill chunk, 1 .. 4096; 0: 128 */
-    bool prefault;      /* read the whole file into the page cache while opening */
+    int32_t n_batch; /* tokens per prefill chunk, 1 .. 4096; 0: 128 */
+    bool prefault;   /* read the whole file into the page cache while opening */
     /* Called from the opening thread with 0..1; a false return cancels.  May be NULL. */
     bool (*progress)(void *ctx, double fraction);
     void *progress_ctx;
@@ -235,9 +235,9 @@ typedef struct rv_model_info {
     rv_str arch, name;
     int32_t n_vocab, n_embd, n_layer, n_head, n_head_kv /* the largest of any layer */, head_dim;
     int32_t n_ff;
-    int32_t n_ctx;    /* trained context length */
-    int32_t n_swa;    /* sliding window in tokens, 0: none */
-    bool causal;      /* false: an encoder; it embeds and gives no logits */
+    int32_t n_ctx; /* trained context length */
+    int32_t n_swa; /* sliding window in tokens, 0: none */
+    bool causal;   /* false: an encoder; it embeds and gives no logits */
     rv_pooling pooling;
     rv_kv_type kv_type;
     int32_t n_threads, n_batch;
@@ -295,7 +295,8 @@ RV_API rv_status rv_session_eval(rv_session *s, const int32_t *tok, size_t n, fl
 RV_API rv_status rv_session_truncate(rv_session *s, size_t n, rv_err *err);
 RV_API size_t rv_session_n_past(const rv_session *s);
 RV_API size_t rv_session_room(const rv_session *s);
-/* [n_vocab] logits of the last evaluated token, valid until the next eval; NULL before the first. */
+/* [n_vocab] logits of the last evaluated token, valid until the next eval; NULL before the first.
+ */
 RV_API const float *rv_session_logits(const rv_session *s);
 RV_API size_t rv_session_kv_bytes(const rv_session *s);
 
@@ -317,13 +318,13 @@ typedef struct rv_sample_params {
     const int32_t *bias_ids; /* [n_bias] distinct ids in [0, n_vocab); copied */
     const float *bias;       /* [n_bias] added to the logits; -inf bans a token */
     size_t n_bias;
-    int32_t n_logprobs;      /* most likely tokens to report, 0 .. 100 */
+    int32_t n_logprobs; /* most likely tokens to report, 0 .. 100 */
 } rv_sample_params;
 
 typedef struct rv_sampled {
     int32_t id;
-    float logprob;           /* nats, of the model's own distribution (softmax of the raw logits) */
-    const int32_t *top_ids;  /* [n_top] by falling logprob, ties by id; valid until the next call */
+    float logprob;          /* nats, of the model's own distribution (softmax of the raw logits) */
+    const int32_t *top_ids; /* [n_top] by falling logprob, ties by id; valid until the next call */
     const float *top_logprobs;
     size_t n_top;
 } rv_sampled;

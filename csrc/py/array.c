@@ -6,8 +6,7 @@
 #include "base/base.h"
 
 typedef struct {
-    PyObject_HEAD
-    void *data;
+    PyObject_HEAD void *data;
     int n_dims;
     char format[2];
     Py_ssize_t shape[2], strides[2];
@@ -116,7 +115,8 @@ int rv_py_get_i32(rv_py_state *st, PyObject *o, rv_py_i32 *out, const char *what
         PyBuffer_Release(&out->view); /* other integers: one by one */
     }
     if (PyUnicode_Check(o) || PyBytes_Check(o) || !PySequence_Check(o)) {
-        PyErr_Format(st->errors[-RV_EARG], "%s: want a sequence of integers or an int32 array", what);
+        PyErr_Format(st->errors[-RV_EARG], "%s: want a sequence of integers or an int32 array",
+                     what);
         return -1;
     }
     return copy_ints(st, o, out, what);

@@ -2,7 +2,7 @@
 #include "py/py.h"
 
 static const char *const ERROR_NAMES[RV_PY_N_STATUS] = {
-    "RuvllmError",      "ArgumentError", "FormatError", "FileError",
+    "RuvllmError",      "ArgumentError", "FormatError",    "FileError",
     "OutOfMemoryError", "FullError",     "CancelledError", "UnsupportedError",
     "StateError",       "NotFoundError", "InternalError",
 };
@@ -57,8 +57,9 @@ static int module_exec(PyObject *m) {
 }
 
 static PyObject **type_slots(rv_py_state *st, size_t i) {
-    PyTypeObject **const slots[] = {&st->array,   &st->gguf,   &st->tok,     &st->model,
-                                    &st->session, &st->cancel, &st->sampler, &st->store};
+    PyTypeObject **const slots[] = {&st->array,   &st->gguf,    &st->tok,
+                                    &st->model,   &st->session, &st->cancel,
+                                    &st->sampler, &st->store,   &st->gguf_view};
     return i < sizeof slots / sizeof slots[0] ? (PyObject **)slots[i] : NULL;
 }
 
@@ -92,14 +93,9 @@ static PyModuleDef_Slot slots[] = {
 };
 
 struct PyModuleDef rv_py_module = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "ruvllm._core",
-    .m_doc = "The C core of ruvllm.",
-    .m_size = sizeof(rv_py_state),
-    .m_methods = methods,
-    .m_slots = slots,
-    .m_traverse = module_traverse,
-    .m_clear = module_clear,
+    PyModuleDef_HEAD_INIT,         .m_name = "ruvllm._core", .m_doc = "The C core of ruvllm.",
+    .m_size = sizeof(rv_py_state), .m_methods = methods,     .m_slots = slots,
+    .m_traverse = module_traverse, .m_clear = module_clear,
 };
 
 PyMODINIT_FUNC PyInit__core(void);

@@ -16,7 +16,7 @@ enum { RV_PY_N_STATUS = 11 };
 
 typedef struct rv_py_state {
     PyObject *errors[RV_PY_N_STATUS]; /* exception class of status -i; [0] is RuvllmError */
-    PyTypeObject *array, *gguf, *tok, *model, *session, *cancel, *sampler, *store;
+    PyTypeObject *array, *gguf, *gguf_view, *tok, *model, *session, *cancel, *sampler, *store;
 } rv_py_state;
 
 extern struct PyModuleDef rv_py_module;
@@ -31,7 +31,8 @@ int rv_py_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **slot);
 PyObject *rv_py_raise(rv_py_state *st, const rv_err *err);
 
 /* A C-contiguous buffer of int32 (format "i" or "l" of 4 bytes), or any sequence of Python ints,
- * which is copied.  v->buf, v->len / 4.  Release with rv_py_release_i32. -1 with an exception set. */
+ * which is copied.  v->buf, v->len / 4.  Release with rv_py_release_i32. -1 with an exception set.
+ */
 typedef struct rv_py_i32 {
     Py_buffer view;
     int32_t *copy;
@@ -49,13 +50,16 @@ PyObject *rv_py_array_new(rv_py_state *st, void *take_data, char format, int n_d
 
 /* Objects that other files look into. */
 typedef struct {
-    PyObject_HEAD
-    rv_gguf *h; /* NULL when closed */
+    PyObject_HEAD const rv_gguf *h; /* NULL when closed */
+    rv_gguf *owned;                 /* the same handle when this object frees it, else NULL */
+    PyObject *owner;    /* keeps the bytes or the handle alive; NULL for a file opened by path */
+    Py_ssize_t n_views; /* tensor views that are alive; close() refuses while there are any */
 } rv_py_gguf;
+/* A GGUF object over a handle of someone else, whom it keeps alive: a model shows its own file. */
+PyObject *rv_py_gguf_wrap(rv_py_state *st, const rv_gguf *borrowed, PyObject *owner);
 
 typedef struct {
-    PyObject_HEAD
-    rv_tok *h;
+    PyObject_HEAD rv_tok *h;
 } rv_py_tok;
 
 /* One function per file: adds its types and functions to the module. -1 with an exception set. */

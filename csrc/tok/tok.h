@@ -9,13 +9,13 @@
 
 /* Everything a vocabulary says.  Borrowed for the time of rv_tok_new; nothing is kept. */
 typedef struct rv_tok_spec {
-    rv_str model;          /* "gpt2", "llama", "bert" */
-    rv_str pre;            /* pre-tokenizer name, "" when the file names none */
-    const rv_str *tokens;  /* [n_tokens] */
+    rv_str model;         /* "gpt2", "llama", "bert" */
+    rv_str pre;           /* pre-tokenizer name, "" when the file names none */
+    const rv_str *tokens; /* [n_tokens] */
     size_t n_tokens;
-    const float *scores;   /* [n_tokens] or NULL */
-    const int32_t *types;  /* [n_tokens] rv_tok_type, or NULL: all normal */
-    const rv_str *merges;  /* [n_merges] "left right", by falling priority */
+    const float *scores;  /* [n_tokens] or NULL */
+    const int32_t *types; /* [n_tokens] rv_tok_type, or NULL: all normal */
+    const rv_str *merges; /* [n_merges] "left right", by falling priority */
     size_t n_merges;
     int64_t bos, eos, eot, unk, pad, sep, cls, mask; /* ids; -1: the file does not say */
     int add_bos, add_eos, add_space_prefix;          /* 0, 1; -1: the file does not say */

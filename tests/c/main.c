@@ -2,8 +2,9 @@
 #include "test.h"
 
 extern const rv_test tests_base[];
+extern const rv_test tests_gguf[];
 
-static const rv_test *const ALL[] = {tests_base};
+static const rv_test *const ALL[] = {tests_base, tests_gguf};
 
 int main(int argc, char **argv) {
     rv_init();
