@@ -138,14 +138,18 @@ def make_plan(config: Config, names: set[str]) -> Plan:
     """
     found = config.get("architectures")
     if not isinstance(found, list) or len(found) != 1 or not isinstance(found[0], str):
-        raise FormatError(f"config.json: architectures: found {found!r:.60}, want a list of one name")
+        raise FormatError(
+            f"config.json: architectures: found {found!r:.60}, want a list of one name"
+        )
     make = ARCHITECTURES.get(found[0])
     if make is None:
         known = " ".join(ARCHITECTURES)
         raise UnsupportedError(f"config.json: architecture {found[0]!r}, want one of {known}")
     if config.get("quantization_config") is not None:
-        raise UnsupportedError("config.json: quantization_config: the checkpoint is quantised "
-                               "already, want its f32, f16 or bf16 original")
+        raise UnsupportedError(
+            "config.json: quantization_config: the checkpoint is quantised "
+            "already, want its f32, f16 or bf16 original"
+        )
     return make(config, names)
 
 
@@ -156,11 +160,15 @@ def _heads(c: Config, default_head_dim: int | None = None) -> tuple[int, int, in
     n_head = c.int("num_attention_heads")
     n_kv = c.int("num_key_value_heads", n_head)
     if n_head % n_kv:
-        raise FormatError(f"{c.file}: num_attention_heads: found {n_head}, "
-                          f"want a multiple of num_key_value_heads ({n_kv})")
+        raise FormatError(
+            f"{c.file}: num_attention_heads: found {n_head}, "
+            f"want a multiple of num_key_value_heads ({n_kv})"
+        )
     n_embd = c.int("hidden_size")
     if c.get("head_dim") is None and default_head_dim is None and n_embd % n_head:
-        raise FormatError(f"{c.file}: hidden_size: found {n_embd}, want a multiple of {n_head} heads")
+        raise FormatError(
+            f"{c.file}: hidden_size: found {n_embd}, want a multiple of {n_head} heads"
+        )
     head_dim = c.int("head_dim", default_head_dim or n_embd // n_head)
     if head_dim % 2:
         raise FormatError(f"{c.file}: head_dim: found {head_dim}, want an even number")
@@ -197,7 +205,9 @@ def _rope_keys(p: Plan, c: Config, head_dim: int, default_base: float) -> None:
     if kind == "default":
         return
     if kind not in ("linear", "yarn", "llama3"):
-        raise UnsupportedError(f"{rope.file}: rope_type {kind!r}, want default, linear, yarn or llama3")
+        raise UnsupportedError(
+            f"{rope.file}: rope_type {kind!r}, want default, linear, yarn or llama3"
+        )
     factor = rope.num("factor")
     if kind == "llama3":
         p.made["rope_freqs.weight"] = _llama3_factors(rope, c, base, head_dim, factor)
@@ -245,7 +255,8 @@ def _llama3_factors(
     return (1 / ((1 - mix) / factor + mix)).astype(np.float32)
 
 
-def _mlp(p: Plan, blk: str, hf: str, n_embd: int, n_ff: int, bias: bool) -> None:
+def _mlp(p: Plan, blk: str, hf: str, sizes: tuple[int, int], *, bias: bool) -> None:
+    n_embd, n_ff = sizes
     for ours, theirs, n_out, n_in in (
         ("ffn_gate", "gate_proj", n_ff, n_embd),
         ("ffn_up", "up_proj", n_ff, n_embd),
@@ -310,7 +321,7 @@ class _Decoder:
             for x in "qk":
                 p.vector(f"{blk}.attn_{x}_norm.weight", f"{hf}.self_attn.{x}_norm.weight", d)
         p.vector(f"{blk}.ffn_norm.weight", f"{hf}.post_attention_layernorm.weight", n_embd)
-        _mlp(p, blk, hf, n_embd, c.int("intermediate_size"), c.flag("mlp_bias", False))
+        _mlp(p, blk, hf, (n_embd, c.int("intermediate_size")), bias=c.flag("mlp_bias", False))
 
     def _window(self, p: Plan, c: Config) -> None:
         if self.window:
@@ -321,8 +332,10 @@ class _Decoder:
             return
         reached = c.int("sliding_window", 1 << 30) < c.int("max_position_embeddings")
         if reached and c.int("max_window_layers", 0, lo=0) < c.int("num_hidden_layers"):
-            raise UnsupportedError(f"{c.file}: use_sliding_window: found true with a window inside "
-                                   f"the context, want false for {self.arch}")
+            raise UnsupportedError(
+                f"{c.file}: use_sliding_window: found true with a window inside "
+                f"the context, want false for {self.arch}"
+            )
 
 
 def _lfm2(c: Config, names: set[str]) -> Plan:
@@ -341,8 +354,11 @@ def _lfm2(c: Config, names: set[str]) -> Plan:
     p.key("shortconv.l_cache", "u32", taps)
     _rope_keys(p, c, d, 1e6)
     tied = _tied(c, names, True)
-    p.ignored = (".rotary_emb.inv_freq", ".pos_emb.inv_freq",
-                 *(("lm_head.weight",) if tied else ()))
+    p.ignored = (
+        ".rotary_emb.inv_freq",
+        ".pos_emb.inv_freq",
+        *(("lm_head.weight",) if tied else ()),
+    )
     p.matrix("token_embd", "model.embed_tokens", p.n_vocab, n_embd)
     if not tied:
         p.matrix("output", "lm_head", p.n_vocab, n_embd)
@@ -358,8 +374,14 @@ def _lfm2(c: Config, names: set[str]) -> Plan:
                 p.vector(f"{blk}.attn_{x}_norm.weight", f"{hf}.self_attn.{x}_layernorm.weight", d)
         else:
             p.matrix(f"{blk}.shortconv.in_proj", f"{hf}.conv.in_proj", 3 * n_embd, n_embd)
-            p.tensors.append(Wanted(f"{blk}.shortconv.conv.weight", f"{hf}.conv.conv.weight",
-                                    (n_embd, 1, taps), (taps, n_embd)))
+            p.tensors.append(
+                Wanted(
+                    f"{blk}.shortconv.conv.weight",
+                    f"{hf}.conv.conv.weight",
+                    (n_embd, 1, taps),
+                    (taps, n_embd),
+                )
+            )
             p.matrix(f"{blk}.shortconv.out_proj", f"{hf}.conv.out_proj", n_embd, n_embd)
         p.vector(f"{blk}.ffn_norm.weight", f"{hf}.ffn_norm.weight", n_embd)
         p.matrix(f"{blk}.ffn_gate", f"{hf}.feed_forward.w1", n_ff, n_embd)
@@ -388,8 +410,9 @@ def _lfm2_attention_layers(c: Config, n_layer: int) -> list[bool]:
         raise FormatError(f"{c.file}: layer_types: found {kinds!r:.60}, want {n_layer} names")
     for kind in kinds:
         if kind not in ("full_attention", "conv"):
-            raise UnsupportedError(f"{c.file}: layer_types: found {kind!r:.60}, "
-                                   "want 'full_attention' or 'conv'")
+            raise UnsupportedError(
+                f"{c.file}: layer_types: found {kind!r:.60}, want 'full_attention' or 'conv'"
+            )
     return [kind == "full_attention" for kind in kinds]
 
 

@@ -1,9 +1,9 @@
 """Reads the weights of a Hugging Face folder: safetensors, whole or in shards, without torch.
 
-Owns finding the files and turning a range of rows into float32.  The idea to hold: the `safetensors`
-package checks a file and says each tensor's type, shape and place in it; the bytes are then read
-through our own read-only map, because NumPy has no bfloat16 and the package's NumPy side cannot
-give one.  A tensor of any size costs no memory until its rows are asked for.
+Owns finding the files and turning a range of rows into float32.  The idea to hold: the package
+`safetensors` checks a file and says each tensor's type, shape and place in it; the bytes are then
+read through our own read-only map, because NumPy has no bfloat16 and the package's NumPy side
+cannot give one.  A tensor of any size costs no memory until its rows are asked for.
 
 The place: the format has no holes, so in file order each tensor starts where the one before it
 ends, the first one after the header (a u64 length and that many bytes).
@@ -46,8 +46,9 @@ def _safe_open(path: Path) -> Any:
     except (SafetensorError, OSError) as e:
         raise FormatError(f"{path}: not a safetensors file: {e}") from None
     if not hasattr(f, "offset_keys"):
-        raise UnsupportedError("the package safetensors is too old, want 0.6 or newer: "
-                               "pip install -U ruvllm[convert]")
+        raise UnsupportedError(
+            "the package safetensors is too old, want 0.6 or newer: pip install -U ruvllm[convert]"
+        )
     return f
 
 
@@ -104,7 +105,9 @@ class Checkpoint:
         at = 8 + header
         names = list(f.offset_keys())
         if expected is not None and (missing := expected - set(names)):
-            raise FormatError(f"{path}: tensor {min(missing)!r} is missing, the index places it here")
+            raise FormatError(
+                f"{path}: tensor {min(missing)!r} is missing, the index places it here"
+            )
         for name in names:
             s = f.get_slice(name)
             kind, shape = s.get_dtype(), tuple(s.get_shape())
@@ -131,7 +134,9 @@ def _files(folder: Path) -> list[tuple[Path, set[str] | None]]:
         shards: dict[str, set[str]] = {}
         for name, file in places.items():
             if not isinstance(file, str) or Path(file).name != file:
-                raise FormatError(f"{index}: tensor {name!r} is in {file!r}, want a plain file name")
+                raise FormatError(
+                    f"{index}: tensor {name!r} is in {file!r}, want a plain file name"
+                )
             shards.setdefault(file, set()).add(name)
         for file in shards:
             if not (folder / file).is_file():

@@ -28,6 +28,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self, TypeAlias
 
+import numpy as np
+
 from ruvllm import _core
 from ruvllm._errors import ArgumentError, FileError, NotFoundError, StateError, UnsupportedError
 
@@ -51,6 +53,7 @@ _SCALARS: Final[dict[str, tuple[int, str]]] = {
 _BOOL: Final = 7
 _STR: Final = 8
 _ARR: Final = 9
+_WIDTHS: Final = {_BOOL: 1, **{n: struct.calcsize(code) for n, code in _SCALARS.values()}}
 
 # What a metadata value may be; `str` values are written as UTF-8, `bytes` as they are.
 KvValue: TypeAlias = "bool | int | float | str | bytes | Sequence[KvValue]"
@@ -161,6 +164,41 @@ def _pack_elements(elem: str, value: Sequence[KvValue], key: str) -> bytes:
     return b"".join(_pack_value(elem, v, key) for v in value)
 
 
+def read_raw_kv(path: Path) -> list[tuple[str, bytes]]:
+    """Each metadata key of a GGUF v2 or v3 with the bytes of its type and value.
+
+    For copying exactly: strings that are not UTF-8, nested arrays and the spelling of NaN survive.
+    path: one that the core has opened, and so checked; of a split model the first part.
+    """
+    data = path.read_bytes() if path.stat().st_size < 1 << 16 else np.memmap(path, np.uint8, "r")
+    view = memoryview(data).cast("B")
+    _, _, _, n_kv = struct.unpack_from("<4sIQQ", view)
+    at, out = 24, []
+    for _ in range(n_kv):
+        (n,) = struct.unpack_from("<Q", view, at)
+        key = bytes(view[at + 8 : at + 8 + n]).decode(errors="surrogateescape")
+        at += 8 + n
+        end = _skip_value(view, at + 4, struct.unpack_from("<I", view, at)[0])
+        out.append((key, bytes(view[at:end])))
+        at = end
+    return out
+
+
+def _skip_value(view: memoryview, at: int, number: int) -> int:
+    """Where the value of that type which starts at ``at`` ends."""
+    if number == _STR:
+        return at + 8 + int(struct.unpack_from("<Q", view, at)[0])
+    if number != _ARR:
+        return at + _WIDTHS[number]
+    elem, n = struct.unpack_from("<IQ", view, at)
+    at += 12
+    if elem in _WIDTHS:
+        return at + int(n) * _WIDTHS[elem]
+    for _ in range(n):
+        at = _skip_value(view, at, elem)
+    return at
+
+
 @dataclass(slots=True)
 class _Tensor:
     name: str
@@ -181,6 +219,7 @@ class GGUFWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Check the target; nothing is written yet."""
         self.path = Path(path)
         self._kv: dict[str, bytes] = {}
         self._tensors: list[_Tensor] = []
@@ -216,7 +255,16 @@ class GGUFWriter:
         if key in self._kv:
             raise ArgumentError(f"kv {key!r}: already added, want it once")
         packed = _pack_value(kind, value, key)
-        self._kv[key] = _pack_str(key, "kv key") + struct.pack("<I", _type_number(kind, key)) + packed
+        self._kv[key] = (
+            _pack_str(key, "kv key") + struct.pack("<I", _type_number(kind, key)) + packed
+        )
+
+    def add_raw_kv(self, key: str, packed: bytes) -> None:
+        """Add one pair whose type and value are bytes of another file (`read_raw_kv`)."""
+        self._check_open("add_raw_kv")
+        if key in self._kv:
+            raise ArgumentError(f"kv {key!r}: already added, want it once")
+        self._kv[key] = _pack_str(key.encode(errors="surrogateescape"), "kv key") + packed
 
     def add_tensor(self, name: str, type: str | int | DType, dims: Sequence[int]) -> int:
         """Announce a tensor and return its size in bytes.
@@ -337,8 +385,9 @@ class GGUFWriter:
         parts = [head, *self._kv.values()]
         for t in self._tensors:
             parts.append(_pack_str(t.name, "tensor name"))
-            parts.append(struct.pack(f"<I{len(t.dims)}QIQ", len(t.dims), *t.dims,
-                                     t.type.number, t.offset))
+            parts.append(
+                struct.pack(f"<I{len(t.dims)}QIQ", len(t.dims), *t.dims, t.type.number, t.offset)
+            )
         n = sum(map(len, parts))
         parts.append(bytes(-n % ALIGNMENT))
         try:

@@ -8,7 +8,7 @@ Memory stays at some pieces per thread whatever the model's size.
 Which type a tensor gets when TYPE is asked for, first match wins:
 
     one dimension, norms, biases, position and token-type embeddings, convolution taps    F32
-    rows that are not whole blocks of TYPE                                                F16 (reported)
+    rows that are not whole blocks of TYPE (reported in the result)                       F16
     output.weight, or token_embd.weight where it is also the head; TYPE below 8 bits      Q8_0
     everything else                                                                       TYPE
 
@@ -19,6 +19,7 @@ head is read for every token, so the default pays 4 more bits there.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from ruvllm import _core
 from ruvllm._errors import ArgumentError, CancelledError, FormatError, UnsupportedError
-from ruvllm.engine._gguf_writer import DType, GGUFWriter, dtype
+from ruvllm.engine._gguf_writer import DType, GGUFWriter, dtype, read_raw_kv
 
 F32Array = NDArray[np.float32]
 Progress = Callable[[float], bool | None]
@@ -163,14 +164,18 @@ class QuantizeResult:
 class RowPipeline:
     """Streams float32 rows into the blocks of a GGUFWriter on several threads.
 
-    A context manager: leaving it stops the threads.  n_threads: 1 .. 256, or None for every CPU
-    this process may use.  progress: called in this thread with 0 .. 1, the share of ``total_bytes``
-    that is done; a return of False stops with CancelledError.
+    A context manager: leaving it stops the threads.
     """
 
     def __init__(
         self, writer: GGUFWriter, total_bytes: int, n_threads: int | None, progress: Progress | None
     ) -> None:
+        """Start the threads.
+
+        n_threads: 1 .. 256, or None for every CPU this process may use.
+        progress: called in this thread with 0 .. 1, the share of ``total_bytes`` that is done; a
+        return of False stops with CancelledError.
+        """
         if n_threads is None:
             n_threads = len(os.sched_getaffinity(0))
         if not 1 <= n_threads <= 256:
@@ -245,8 +250,9 @@ def _encode_piece(name: str, to: DType, x: F32Array, first: int) -> NDArray[np.u
         raise FormatError(f"tensor {name!r}: found {x[*bad]} at {where}, want finite values")
     peak, limit = max(-lo, hi), _LIMITS.get(to.name, _F16_MAX)
     if peak > limit:
-        raise FormatError(f"tensor {name!r}: found a magnitude of {peak:g}, "
-                          f"{to.name} holds up to {limit:g}")
+        raise FormatError(
+            f"tensor {name!r}: found a magnitude of {peak:g}, {to.name} holds up to {limit:g}"
+        )
     out = np.empty(x.shape[0] * to.row_bytes(x.shape[1]), np.uint8)
     _core.quantize(to.number, x, out)
     return out
@@ -287,7 +293,8 @@ def quantize(
     All metadata is kept but for ``general.file_type``, ``general.quantization_version``,
     ``general.alignment`` and ``split.*``, which describe the file.
     Raises NotFoundError, FormatError (not a GGUF; NaN or a value the type cannot hold, by tensor),
-    UnsupportedError (type not writable; quantised source), ArgumentError, FileError, CancelledError.
+    UnsupportedError (type not writable; quantised source), ArgumentError, FileError,
+    CancelledError.
     """
     start = time.monotonic()
     src, dst, want = Path(src), Path(dst), writable(type)
@@ -297,7 +304,7 @@ def quantize(
     out = QuantizeResult(src, dst, want.name, src_bytes=g.file_bytes())
     jobs = _plan(g, want, out, pure=pure, allow_requantize=allow_requantize)
     with GGUFWriter(dst) as w:
-        _copy_kv(g, w, want, [j.dst for j in jobs])
+        _copy_kv(src, w, want, [j.dst for j in jobs])
         total = sum(w.add_tensor(j.name, j.dst, j.dims) for j in jobs)
         with RowPipeline(w, total, n_threads, progress) as pipe:
             for j in jobs:
@@ -342,12 +349,17 @@ def file_kv(want: DType, types: Sequence[DType]) -> list[tuple[str, str, int]]:
     return kv
 
 
-def _copy_kv(g: _core.GGUF, w: GGUFWriter, want: DType, types: Sequence[DType]) -> None:
+def _first_part(path: Path) -> Path:
+    """The part of a split model that has the metadata; the path itself of any other."""
+    return path.with_name(re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-00001-of-\1.gguf", path.name))
+
+
+def _copy_kv(src: Path, w: GGUFWriter, want: DType, types: Sequence[DType]) -> None:
     ours = file_kv(want, types)
     drop = {"general.file_type", "general.quantization_version", "general.alignment"}
-    for key, kind, value in g.kv():
+    for key, packed in read_raw_kv(_first_part(src)):
         if key not in drop and not key.startswith("split."):
-            w.add_kv(key, kind, value)
+            w.add_raw_kv(key, packed)
     for key, kind, value in ours:
         w.add_kv(key, kind, value)
 
