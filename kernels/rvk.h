@@ -132,8 +132,10 @@ const char *rvk_cpu_names(unsigned cpu); /* "avx2 avx512 vnni", or "portable"; s
 
 typedef struct rvk_table {
     unsigned cpu; /* the features the table was filled for */
-    /* The ISA level that serves each family, for reports. */
-    const char *isa_norm, *isa_rope, *isa_act, *isa_attn;
+    /* What serves each kernel, for people to read: "ref", "avx2", "avx512", "vnni".  Written by
+     * the family's rvk_init function; static storage. */
+    const char *isa_mul[RVK_N_TYPES]; /* NULL where there is no such type */
+    const char *isa_quant, *isa_norm, *isa_rope, *isa_act, *isa_attn;
 
     /* ---- quant: whole rows of k values, k a multiple of the type's block ---- */
     /* dst[i] is the value the format defines, computed in float32 as ggml does. */
@@ -141,14 +143,17 @@ typedef struct rvk_table {
     /* Nearest blocks for float32 values; NULL where this build cannot write the type.
      * F32 F16 BF16 round to nearest even; NaN and infinities are the caller's to refuse. */
     void (*quant[RVK_N_TYPES])(void *dst, const float *src, size_t k);
-    /* Pack one row for mul; k a multiple of 32.  q = round(x / d), d = max|x| / 127 per 32. */
+    /* Pack one row for mul; k a multiple of 32.  Per 32 values d = max|x| / 127 and
+     * q = x * (127 / max|x|) rounded to nearest even; below 2^-100 they count as zeros, and a
+     * NaN or infinity among them makes d NaN, so that it reaches every product. */
     void (*act_pack)(void *dst, const float *x, size_t k);
 
     /* ---- dot: y[c * ldy + r] = w_r . x_c  for r < n_rows, c < n_cols ----
      * w_r = w + r * w_stride bytes: a row of k values in blocks of the type.
      * x_c = x + c * x_stride bytes: k float32, or k packed by act_pack (rvk_dtypes[].act_q8).
      * Integer products inside a block are exact; the float32 error of an element is at most
-     * (k / 16 + 16) * 2^-23 * sum |w_i * x_i| with x as packed. */
+     * (k / 16 + 16) * 2^-23 * sum |w_i * x_i| with x as packed, where |w_i| of a type with a
+     * minimum (w = s * q - m) is |s * q| + |m|. */
     void (*mul[RVK_N_TYPES])(float *y, size_t ldy, const void *w, size_t w_stride, size_t n_rows,
                              const void *x, size_t x_stride, size_t n_cols, size_t k);
 

@@ -101,8 +101,8 @@ typedef struct rv_map {
 /* Map a whole regular file read-only.  RV_ENOTFOUND, RV_EIO (a directory, no permission, ...). */
 rv_status rv_map_open(rv_map *m, const char *path, rv_err *err);
 void rv_map_close(rv_map *m);
-/* Ask the kernel to have [off, off + n) in memory soon; only a hint. */
-void rv_map_willneed(const rv_map *m, size_t off, size_t n);
+/* Ask the kernel to have n bytes of a mapping in memory soon; only a hint. */
+void rv_map_willneed(const void *p, size_t n);
 
 /* ---- time (clock.c) ---- */
 

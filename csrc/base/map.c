@@ -42,8 +42,7 @@ void rv_map_close(rv_map *m) {
     *m = (rv_map){0};
 }
 
-void rv_map_willneed(const rv_map *m, size_t off, size_t n) {
-    if (!m->p || off >= m->n) return;
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), lo = off / page * page;
-    madvise((void *)(uintptr_t)(m->p + lo), RV_MIN(n, m->n - off) + (off - lo), MADV_WILLNEED);
+void rv_map_willneed(const void *p, size_t n) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), lo = (uintptr_t)p / page * page;
+    if (n) madvise((void *)lo, n + ((uintptr_t)p - lo), MADV_WILLNEED);
 }

@@ -57,6 +57,9 @@ RV_API const char *rv_version(void);
 
 /* Bytes now held by the core's allocator (mappings are not counted). */
 RV_API size_t rv_live_bytes(void);
+/* Read a buffer of that many bytes once and say how fast that went: what decoding, which reads every
+ * weight once per token, can at best reach.  RV_EARG n_threads outside 1 .. 256 or under 1 MiB. */
+RV_API rv_status rv_read_bandwidth(int n_threads, size_t bytes, double *bytes_per_s, rv_err *err);
 /* Free memory that the core handed to the caller. NULL is allowed. */
 RV_API void rv_free(void *p);
 
@@ -313,7 +316,7 @@ typedef struct rv_sample_params {
     float repeat_penalty;    /* > 0; 1 is off */
     float frequency_penalty; /* -100 .. 100; 0 is off */
     float presence_penalty;  /* -100 .. 100; 0 is off */
-    int32_t penalty_last_n;  /* tokens looked back at; -1: all, 0: none */
+    int32_t penalty_last_n;  /* tokens looked back at, at most 2^20; -1: all, 0: none */
     uint64_t seed;
     const int32_t *bias_ids; /* [n_bias] distinct ids in [0, n_vocab); copied */
     const float *bias;       /* [n_bias] added to the logits; -inf bans a token */

@@ -6,7 +6,8 @@
 #include "base/base.h"
 
 typedef struct {
-    PyObject_HEAD void *data;
+    PyObject_HEAD
+    void *data;
     int n_dims;
     char format[2];
     Py_ssize_t shape[2], strides[2];

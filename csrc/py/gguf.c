@@ -8,7 +8,8 @@
 #include "rvk.h"
 
 typedef struct {
-    PyObject_HEAD rv_py_gguf *gguf; /* strong */
+    PyObject_HEAD
+    rv_py_gguf *gguf; /* strong */
     const void *data;
     Py_ssize_t n_bytes;
 } View;
@@ -345,8 +346,10 @@ static PyObject *gguf_open(PyObject *m, PyObject *arg) {
     rv_err err = {0};
     const char *p = PyBytes_AsString(path);
     rv_status rc;
-    Py_BEGIN_ALLOW_THREADS rc = rv_gguf_open(&h, p, &err);
-    Py_END_ALLOW_THREADS Py_DECREF(path);
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_gguf_open(&h, p, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
     if (rc != RV_OK) return rv_py_raise(st, &err);
     return (PyObject *)new_gguf(st, h, h, NULL);
 }
@@ -360,8 +363,10 @@ static PyObject *gguf_open_bytes(PyObject *m, PyObject *arg) {
     const char *p = PyBytes_AsString(arg);
     size_t n = (size_t)PyBytes_Size(arg);
     rv_status rc;
-    Py_BEGIN_ALLOW_THREADS rc = rv_gguf_open_mem(&h, p, n, &err);
-    Py_END_ALLOW_THREADS if (rc != RV_OK) return rv_py_raise(st, &err);
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_gguf_open_mem(&h, p, n, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != RV_OK) return rv_py_raise(st, &err);
     return (PyObject *)new_gguf(st, h, h, arg);
 }
 

@@ -82,8 +82,24 @@ static PyObject *live_bytes(PyObject *m, PyObject *none) {
     return PyLong_FromSize_t(rv_live_bytes());
 }
 
+/* read_bandwidth(n_threads, n_bytes) -> bytes per second */
+static PyObject *read_bandwidth(PyObject *m, PyObject *args) {
+    int n_threads;
+    Py_ssize_t n;
+    double rate = 0.0;
+    rv_err err = {0};
+    rv_status rc;
+    if (!PyArg_ParseTuple(args, "in:read_bandwidth", &n_threads, &n)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_read_bandwidth(n_threads, n < 0 ? 0 : (size_t)n, &rate, &err);
+    Py_END_ALLOW_THREADS
+    return rc == RV_OK ? PyFloat_FromDouble(rate) : rv_py_raise(PyModule_GetState(m), &err);
+}
+
 static PyMethodDef methods[] = {
     {"live_bytes", live_bytes, METH_NOARGS, "Bytes the core's allocator holds."},
+    {"read_bandwidth", read_bandwidth, METH_VARARGS,
+     "read_bandwidth(n_threads, n_bytes) -> bytes per second one pass over memory reaches."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -50,8 +50,9 @@ PyObject *rv_py_array_new(rv_py_state *st, void *take_data, char format, int n_d
 
 /* Objects that other files look into. */
 typedef struct {
-    PyObject_HEAD const rv_gguf *h; /* NULL when closed */
-    rv_gguf *owned;                 /* the same handle when this object frees it, else NULL */
+    PyObject_HEAD
+    const rv_gguf *h;   /* NULL when closed */
+    rv_gguf *owned;     /* the same handle when this object frees it, else NULL */
     PyObject *owner;    /* keeps the bytes or the handle alive; NULL for a file opened by path */
     Py_ssize_t n_views; /* tensor views that are alive; close() refuses while there are any */
 } rv_py_gguf;
@@ -59,8 +60,29 @@ typedef struct {
 PyObject *rv_py_gguf_wrap(rv_py_state *st, const rv_gguf *borrowed, PyObject *owner);
 
 typedef struct {
-    PyObject_HEAD rv_tok *h;
+    PyObject_HEAD
+    rv_tok *h;
 } rv_py_tok;
+
+typedef struct {
+    PyObject_HEAD
+    rv_model *h;
+} rv_py_model;
+
+/* The flag inside a Cancel, or NULL for None. -1 with an exception set for anything else. */
+int rv_py_get_cancel(rv_py_state *st, PyObject *o, rv_cancel **out);
+/* A Tokenizer that owns one reference to the handle; takes it over, on failure too. */
+PyObject *rv_py_tok_wrap(rv_py_state *st, rv_tok *take);
+/* Draw from logits [n] with a Sampler: (id, logprob, top_ids, top_logprobs). */
+PyObject *rv_py_sampler_draw(rv_py_state *st, PyObject *sampler, const float *logits, size_t n,
+                             uint64_t pos, PyObject *allow);
+
+typedef struct {
+    PyObject_HEAD
+    rv_sampler *h;
+    Py_ssize_t n_vocab;
+    int busy; /* a thread is inside rv_sampler_* without the GIL */
+} rv_py_sampler;
 
 /* One function per file: adds its types and functions to the module. -1 with an exception set. */
 int rv_py_add_array(PyObject *m, rv_py_state *st);

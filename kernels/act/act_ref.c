@@ -36,7 +36,7 @@ void rvk_init_act(rvk_table *t, unsigned cpu) {
     t->gelu = rvk_gelu_ref;
     t->add = add_ref;
     t->shortconv = shortconv_ref;
-    t->isa_act = "portable";
+    t->isa_act = "ref";
 #ifdef RVK_HAVE_avx2
     if (!(cpu & RVK_AVX2)) return;
     t->swiglu = rvk_swiglu_avx2;

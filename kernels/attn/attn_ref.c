@@ -46,7 +46,7 @@ void rvk_init_attn(rvk_table *t, unsigned cpu) {
     (void)cpu;
     t->attn_f32 = rvk_attn_f32_ref;
     t->attn_f16 = rvk_attn_f16_ref;
-    t->isa_attn = "portable";
+    t->isa_attn = "ref";
 #ifdef RVK_HAVE_avx2
     if (!(cpu & RVK_AVX2)) return;
     t->attn_f32 = rvk_attn_f32_avx2;

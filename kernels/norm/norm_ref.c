@@ -24,7 +24,7 @@ void rvk_init_norm(rvk_table *t, unsigned cpu) {
     (void)cpu;
     t->rms_norm = rvk_rms_norm_ref;
     t->layer_norm = rvk_layer_norm_ref;
-    t->isa_norm = "portable";
+    t->isa_norm = "ref";
 #ifdef RVK_HAVE_avx2
     if (!(cpu & RVK_AVX2)) return;
     t->rms_norm = rvk_rms_norm_avx2;

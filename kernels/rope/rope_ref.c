@@ -26,5 +26,5 @@ static void rope_ref(float *x, size_t n_heads, size_t head_dim, size_t n_rot, co
 void rvk_init_rope(rvk_table *t, unsigned cpu) {
     (void)cpu;
     t->rope = rope_ref;
-    t->isa_rope = "portable";
+    t->isa_rope = "ref";
 }

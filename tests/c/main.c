@@ -1,10 +1,14 @@
 /* rv_tests: runs every C test, or those whose names are given. */
 #include "test.h"
 
-extern const rv_test tests_base[];
-extern const rv_test tests_gguf[];
+extern const rv_test tests_base[], tests_gguf[], tests_ops[], tests_sample[];
 
-static const rv_test *const ALL[] = {tests_base, tests_gguf};
+static const rv_test *const ALL[] = {
+    tests_base,
+    tests_gguf,
+    tests_ops,
+    tests_sample,
+};
 
 int main(int argc, char **argv) {
     rv_init();

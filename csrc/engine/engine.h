@@ -1,0 +1,38 @@
+/* Inside of the public handles: what model.c, session.c and embed.c share. */
+#ifndef RV_ENGINE_H
+#define RV_ENGINE_H
+
+#include <pthread.h>
+
+#include "base/pool.h"
+#include "model/net.h"
+
+/* Work areas that wait for their next caller: at most this many are kept. */
+enum { RV_IDLE_RUNS = 4 };
+
+struct rv_model {
+    atomic_int refs;
+    rv_gguf *g;
+    rv_net *net;
+    rv_tok *tok; /* NULL when the file has no vocabulary */
+    rv_pool *pool;
+    rv_model_info info;
+    pthread_mutex_t lock; /* of idle */
+    rv_run *idle[RV_IDLE_RUNS];
+    size_t n_idle;
+};
+
+/* Borrow a work area with buffers for n tokens; give it back when done. */
+rv_status rv_model_take_run(rv_model *m, size_t n, rv_run **out, rv_err *err);
+void rv_model_give_run(rv_model *m, rv_run *run);
+
+/* A key-value store with one entry per attention layer of the model. */
+rv_status rv_model_new_kv(const rv_model *m, rv_kv **out, rv_err *err);
+/* Floats of recurrent state a sequence carries. */
+size_t rv_model_state_floats(const rv_model *m);
+rv_status rv_model_check_ids(const rv_model *m, const int32_t *tok, size_t n, rv_err *err);
+
+/* Physical cores this process may run on, at least 1. */
+int rv_n_cores(void);
+
+#endif

@@ -1,0 +1,240 @@
+/* The work area of a forward pass: buffers, matrix products over the pool, and the output head.
+ *
+ * Work is cut by rows of the weights (decode) or by tokens (elementwise parts).  A chunk writes
+ * only its own outputs and a kernel's element depends on its own inputs only, so neither the cut
+ * nor the number of threads shows in the result. */
+#include "model/net.h"
+#include "rvk.h"
+
+static size_t max_in(const rv_net *net) {
+    const size_t att = (size_t)net->n_head * (size_t)net->head_dim;
+    return RV_MAX((size_t)net->n_embd, RV_MAX(att, (size_t)net->n_ff));
+}
+
+/* Tokens that share one walk over the keys; bounds the attention tile. */
+enum { ATTN_TILE = 8 };
+
+rv_status rv_run_new(rv_run **out, const rv_net *net, rv_pool *pool, rv_err *err) {
+    *out = NULL;
+    rv_run *r = rv_calloc(1, sizeof *r);
+    if (!r) return rv_fail(err, RV_ENOMEM, "run: out of memory");
+    r->net = net;
+    r->pool = pool;
+    size_t group = 1;
+    for (int32_t i = 0; i < net->n_layer; i++)
+        if (net->layers[i].n_head_kv)
+            group = RV_MAX(group, (size_t)(net->n_head / net->layers[i].n_head_kv));
+    r->scratch_floats = ATTN_TILE * group * (2 * (size_t)net->head_dim + 2);
+    r->scratch = rv_alloc_aligned((size_t)rv_pool_n_threads(pool) * r->scratch_floats * 4);
+    if (!r->scratch) {
+        rv_run_free(&r);
+        return rv_fail(err, RV_ENOMEM, "run: out of memory");
+    }
+    *out = r;
+    return RV_OK;
+}
+
+static void free_buffers(rv_run *r) {
+    float **const all[] = {&r->x, &r->y, &r->q, &r->k, &r->v, &r->att, &r->gate, &r->up, &r->cs};
+    for (size_t i = 0; i < RV_COUNT(all); i++) {
+        rv_free(*all[i]);
+        *all[i] = NULL;
+    }
+    rv_free(r->packed);
+    r->packed = NULL;
+    r->cap = 0;
+}
+
+void rv_run_free(rv_run **pr) {
+    rv_run *r = *pr;
+    *pr = NULL;
+    if (!r) return;
+    free_buffers(r);
+    rv_free(r->scratch);
+    rv_free(r);
+}
+
+rv_status rv_run_reserve(rv_run *r, size_t n, rv_err *err) {
+    if (n <= r->cap) return RV_OK;
+    const rv_net *net = r->net;
+    const size_t e = (size_t)net->n_embd, d = (size_t)net->head_dim;
+    const size_t kv = (size_t)net->max_head_kv * d, f = (size_t)net->n_ff;
+    const size_t gate = RV_MAX(f, net->n_conv_layers ? 3 * e : 0);
+    float **const all[] = {&r->x, &r->y, &r->q, &r->k, &r->v, &r->att, &r->gate, &r->up, &r->cs};
+    const size_t width[] = {e,    e,  (size_t)net->n_head * d,
+                            kv,   kv, RV_MAX((size_t)net->n_head * d, e),
+                            gate, f,  (size_t)net->n_rot};
+    free_buffers(r);
+    bool ok = true;
+    for (size_t i = 0; i < RV_COUNT(all); i++) {
+        uint64_t bytes;
+        ok = ok && rv_mul_u64(n, RV_MAX(width[i], (size_t)1) * 4, &bytes) &&
+             (*all[i] = rv_alloc_aligned((size_t)bytes)) != NULL;
+    }
+    ok = ok &&
+         (r->packed = rv_alloc_aligned(n * rvk_act_bytes((max_in(net) + 31) / 32 * 32))) != NULL;
+    if (!ok) {
+        free_buffers(r);
+        return rv_fail(err, RV_ENOMEM, "run: no memory for a chunk of %zu tokens", n);
+    }
+    r->cap = n;
+    return RV_OK;
+}
+
+/* ---- matrix products ---- */
+
+typedef struct mm_loop {
+    const rv_mm *jobs;
+    size_t n_jobs, n, ldx, rows_per_chunk, stride;
+    const float *x;
+    uint8_t *packed;
+} mm_loop;
+
+static void pack_token(void *arg, size_t i, int i_thread) {
+    (void)i_thread;
+    const mm_loop *l = arg;
+    rvk.act_pack(l->packed + i * l->stride, l->x + i * l->ldx, l->jobs[0].m->n_in);
+}
+
+static void mm_chunk(void *arg, size_t i_chunk, int i_thread) {
+    (void)i_thread;
+    const mm_loop *l = arg;
+    const rv_mm *j = l->jobs;
+    size_t i = i_chunk, n;
+    while (i >= (n = (j->m->n_out + l->rows_per_chunk - 1) / l->rows_per_chunk)) {
+        i -= n;
+        j++;
+    }
+    const rv_mat *m = j->m;
+    const size_t row = i * l->rows_per_chunk, rows = RV_MIN(l->rows_per_chunk, m->n_out - row);
+    const bool q8 = rvk_dtypes[m->type].act_q8;
+    rvk.mul[m->type](j->y + row, j->ldy, m->w + row * m->stride, m->stride, rows,
+                     q8 ? (const void *)l->packed : l->x, q8 ? l->stride : l->ldx * 4, l->n,
+                     m->n_in);
+}
+
+void rv_run_mm(rv_run *r, const rv_mm *jobs, size_t n_jobs, const float *x, size_t ldx, size_t n) {
+    mm_loop l = {.jobs = jobs, .n_jobs = n_jobs, .n = n, .ldx = ldx, .x = x, .packed = r->packed};
+    const size_t threads = (size_t)rv_pool_n_threads(r->pool);
+    size_t rows = 0, chunks = 0;
+    bool pack = false;
+    for (size_t i = 0; i < n_jobs; i++) {
+        rows += jobs[i].m->n_out;
+        pack |= rvk_dtypes[jobs[i].m->type].act_q8;
+    }
+    if (pack) {
+        l.stride = rvk_act_bytes(jobs[0].m->n_in);
+        rv_run_tokens(r, n, pack_token, &l);
+    }
+    /* A few chunks per thread even out a lost core; 16 rows keep a claim cheap beside its work. */
+    l.rows_per_chunk =
+        threads == 1 ? rows : RV_MAX((size_t)16, (rows / (threads * 8) + 15) / 16 * 16);
+    for (size_t i = 0; i < n_jobs; i++)
+        chunks += (jobs[i].m->n_out + l.rows_per_chunk - 1) / l.rows_per_chunk;
+    rv_pool_run(r->pool, chunks, mm_chunk, &l);
+}
+
+void rv_run_tokens(rv_run *r, size_t n, rv_pool_fn fn, void *arg) {
+    if (n >= 4) {
+        rv_pool_run(r->pool, n, fn, arg);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) fn(arg, i, 0);
+}
+
+void rv_net_head(rv_run *r, const float *x, size_t n, float *logits) {
+    const rv_net *net = r->net;
+    const size_t v = (size_t)net->n_vocab;
+    const rv_mm job = {&net->output, logits, v};
+    rv_run_mm(r, &job, 1, x, (size_t)net->n_embd, n);
+    if (net->output_b)
+        for (size_t i = 0; i < n; i++) rvk.add(logits + i * v, logits + i * v, net->output_b, v);
+}
+
+/* ---- attention ----
+ * One chunk is a key head and a tile of tokens.  Positions are walked in blocks of RVK_ATTN_BLOCK
+ * that start at multiples of it, whatever the tile, chunk or window: a token's sum over blocks is
+ * always the same sum.  A block that every token of the tile sees whole is one kernel call. */
+
+typedef struct attn_loop {
+    rv_run *r;
+    const rv_attn_task *t;
+    size_t n_tiles, group;
+} attn_loop;
+
+typedef struct tile {
+    float *q, *acc, *top, *sum; /* [tokens][group][..] */
+    size_t t0, n_tok, group, d;
+} tile;
+
+static size_t first_seen(const rv_attn_task *t, size_t i) {
+    const size_t p = t->pos + i;
+    return t->n_swa && p + 1 > t->n_swa ? p + 1 - t->n_swa : 0;
+}
+
+static size_t end_seen(const rv_attn_task *t, size_t i) {
+    return t->causal ? t->pos + i + 1 : t->n;
+}
+
+static rv_kv_span span_at(const attn_loop *l, size_t g, size_t pos) {
+    const rv_attn_task *t = l->t;
+    if (t->kv) return rv_kv_at(t->kv, t->i_layer, g, pos);
+    const size_t row = t->n_head_kv * t->head_dim, off = pos * row + g * t->head_dim;
+    return (rv_kv_span){l->r->k + off, l->r->v + off, row * 4, t->n - pos};
+}
+
+/* Tokens a .. a + n_tok - 1 of the tile against positions lo .. hi - 1, inside one block. */
+static void walk(const attn_loop *l, const tile *t, size_t g, size_t a, size_t n_tok, size_t lo,
+                 size_t hi) {
+    const rv_kv_span s = span_at(l, g, lo);
+    const size_t h = a * t->group;
+    (l->t->f16 ? rvk.attn_f16 : rvk.attn_f32)(t->q + h * t->d, n_tok * t->group, t->d, s.k, s.v,
+                                              s.stride, hi - lo, t->top + h, t->sum + h,
+                                              t->acc + h * t->d);
+}
+
+static void walk_block(const attn_loop *l, const tile *t, size_t g, size_t b) {
+    const size_t lo = b * RVK_ATTN_BLOCK, hi = lo + RVK_ATTN_BLOCK;
+    if (first_seen(l->t, t->t0 + t->n_tok - 1) <= lo && hi <= end_seen(l->t, t->t0)) {
+        walk(l, t, g, 0, t->n_tok, lo, hi);
+        return;
+    }
+    for (size_t a = 0; a < t->n_tok; a++) {
+        const size_t from = RV_MAX(lo, first_seen(l->t, t->t0 + a));
+        const size_t to = RV_MIN(hi, end_seen(l->t, t->t0 + a));
+        if (from < to) walk(l, t, g, a, 1, from, to);
+    }
+}
+
+static void attn_chunk(void *arg, size_t i_chunk, int i_thread) {
+    const attn_loop *l = arg;
+    const rv_attn_task *task = l->t;
+    const size_t g = i_chunk / l->n_tiles, d = task->head_dim, ld = task->n_head * d;
+    tile t = {.t0 = i_chunk % l->n_tiles * ATTN_TILE, .group = l->group, .d = d};
+    t.n_tok = RV_MIN((size_t)ATTN_TILE, task->n - t.t0);
+    const size_t heads = t.n_tok * t.group;
+    t.q = l->r->scratch + (size_t)i_thread * l->r->scratch_floats;
+    t.acc = t.q + heads * d;
+    t.top = t.acc + heads * d;
+    t.sum = t.top + heads;
+    for (size_t a = 0; a < t.n_tok; a++) {
+        const float *q = l->r->q + (t.t0 + a) * ld + g * t.group * d;
+        float *out = t.q + a * t.group * d;
+        for (size_t i = 0; i < t.group * d; i++) out[i] = q[i] * l->r->net->attn_scale;
+    }
+    memset(t.acc, 0, heads * d * 4);
+    for (size_t h = 0; h < heads; h++) t.top[h] = -__builtin_inff(), t.sum[h] = 0.0f;
+    const size_t end = end_seen(task, t.t0 + t.n_tok - 1);
+    for (size_t b = first_seen(task, t.t0) / RVK_ATTN_BLOCK; b * RVK_ATTN_BLOCK < end; b++)
+        walk_block(l, &t, g, b);
+    for (size_t a = 0; a < t.n_tok; a++) {
+        float *out = l->r->att + (t.t0 + a) * ld + g * t.group * d;
+        for (size_t i = 0; i < t.group * d; i++)
+            out[i] = t.acc[a * t.group * d + i] / t.sum[a * t.group + i / d];
+    }
+}
+
+void rv_run_attention(rv_run *r, const rv_attn_task *t) {
+    attn_loop l = {r, t, (t->n + ATTN_TILE - 1) / ATTN_TILE, t->n_head / t->n_head_kv};
+    rv_pool_run(r->pool, l.n_tiles * t->n_head_kv, attn_chunk, &l);
+}

@@ -1,0 +1,15 @@
+/* The ISA versions of the quant family; contracts at their pointers in rvk.h.  act_pack has the
+ * same bits at every level: one integer maximum, one division, one product, one rounding. */
+#ifndef RVK_QUANT_QUANT_H
+#define RVK_QUANT_QUANT_H
+
+#include "rvk.h"
+
+/* Below this largest magnitude 127 / max could overflow: the 32 values count as zeros. */
+#define RVK_ACT_TINY 0x1p-100f
+
+void rvk_act_pack_ref(void *dst, const float *x, size_t k);
+void rvk_act_pack_avx2(void *dst, const float *x, size_t k);
+void rvk_act_pack_avx512(void *dst, const float *x, size_t k);
+
+#endif

@@ -1,0 +1,1 @@
+"""Running models: open, tokenise, generate, chat, embed, convert, quantise."""

@@ -1,0 +1,424 @@
+"""Model: an open GGUF that tokenises, generates, chats, embeds and gives logits.
+
+A Model is read-only after it is opened, so any number of threads may use one; what a request
+writes belongs to that request.  All computing happens in the core with the GIL released."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ruvllm import _core
+from ruvllm._errors import ArgumentError, StateError, UnsupportedError
+from ruvllm.engine._chat import ChatTemplate, encode
+from ruvllm.engine._generate import Constraint, Generation
+from ruvllm.engine._params import SamplingParams
+from ruvllm.engine._record import Recorder
+from ruvllm.engine.results import Chunk, GenerationResult
+from ruvllm.engine.tokenizer import Tokenizer, need_tokenizer
+from ruvllm.memory.witness import WitnessLog
+
+_T = TypeVar("_T")
+_KV_TYPES = {"auto": 0, "f16": 1, "f32": 2}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Sizes and kind of an open model.
+
+    n_params, n_bytes: of all tensors.  n_ctx: tokens the model was trained for.  n_swa: sliding
+    window in tokens, 0: none.  kv_bytes_per_token: what a session keeps.  main_type: the type most
+    weight bytes have.
+    """
+
+    arch: str
+    name: str
+    n_vocab: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_ff: int
+    n_ctx: int
+    n_swa: int
+    causal: bool
+    pooling: str
+    kv_type: str
+    n_threads: int
+    n_batch: int
+    n_params: int
+    n_bytes: int
+    kv_bytes_per_token: int
+    main_type: str
+
+
+def bundled_model() -> str:
+    """Path of the small model that comes with the package."""
+    from importlib.resources import files
+
+    return str(files("ruvllm") / "data" / "tiny-C.gguf")
+
+
+class Model:
+    """A GGUF model.
+
+    path: a GGUF v2/v3 file (of a split model, any part); None: the bundled one.
+    n_threads: 1 .. 256; None: one per physical core.  n_ctx: most tokens of one request, 1 .. the
+    trained context, which is the default; memory grows with use.  n_batch: tokens per prefill
+    chunk, 1 .. 4096; None: 128; never changes a result.  kv_type: "f16", "f32", or "auto": as
+    precise as the weights.  prefault: read the whole file now instead of on first use; progress is
+    then called with 0..1.  chat_template: Jinja source to use instead of the file's.
+    witness: True records every request in the default log, a WitnessLog in that one, False nowhere.
+
+    Raises NotFoundError, FormatError or UnsupportedError for the file, ArgumentError for the rest.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        n_threads: int | None = None,
+        n_ctx: int | None = None,
+        n_batch: int | None = None,
+        kv_type: Literal["auto", "f16", "f32"] = "auto",
+        prefault: bool = False,
+        progress: Callable[[float], None] | None = None,
+        chat_template: str | None = None,
+        witness: bool | WitnessLog = True,
+    ) -> None:
+        if kv_type not in _KV_TYPES:
+            raise ArgumentError(f"kv_type: is {kv_type!r}, want auto, f16 or f32")
+        for name, value in (("n_threads", n_threads), ("n_batch", n_batch)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ArgumentError(f"{name}: is {value!r}, want an integer of at least 1")
+        self.path = os.fspath(path) if path is not None else bundled_model()
+        self._core: _core.Model | None = _core.model_open(
+            self.path, n_threads or 0, _KV_TYPES[kv_type], n_batch or 0, prefault, progress
+        )
+        fields = self._core.info()
+        names = {number: name for name, (number, _, _) in _core.dtypes().items()}
+        self.info = ModelInfo(**{**fields, "main_type": names[fields["main_type"]]})
+        self.n_ctx = self._check_ctx(n_ctx)
+        core_tokenizer = self._core.tokenizer()
+        self.tokenizer = Tokenizer._wrap(core_tokenizer) if core_tokenizer else None
+        self._template_source = chat_template
+        self._template: ChatTemplate | None = None
+        self._recorder = Recorder(self, witness)
+
+    # -- text and ids -------------------------------------------------------------------------
+
+    def tokenize(
+        self, text: str | bytes, bos: bool | None = None, special: bool = False
+    ) -> list[int]:
+        """Ids of ``text``; see ``Tokenizer.tokenize``."""
+        return need_tokenizer(self.tokenizer, self.path).tokenize(text, bos, special)
+
+    def detokenize(self, ids: Sequence[int], special: bool = False) -> str:
+        """Text of ``ids``; see ``Tokenizer.detokenize``."""
+        return need_tokenizer(self.tokenizer, self.path).detokenize(ids, special)
+
+    # -- generation ---------------------------------------------------------------------------
+
+    @overload
+    def generate(
+        self, prompt: str | bytes | Sequence[int], *, stream: Literal[False] = False, **options: Any
+    ) -> GenerationResult: ...
+    @overload
+    def generate(
+        self, prompt: str | bytes | Sequence[int], *, stream: Literal[True], **options: Any
+    ) -> Generation: ...
+    def generate(
+        self, prompt: str | bytes | Sequence[int], *, stream: bool = False, **options: Any
+    ) -> GenerationResult | Generation:
+        """Continue a prompt.
+
+        prompt: text, or token ids as they are.  stream: give an iterator of Chunk whose ``result``
+        is there at the end, instead of the whole reply.  Options, all keyword-only:
+
+        max_tokens: most tokens to generate, >= 0; default 256; None: until the context is full.
+        temperature: >= 0; default 0, greedy.  top_k: >= 0, 0 is off.  top_p, typical_p: in (0, 1],
+        1 is off.  min_p: in [0, 1], 0 is off.  repeat_penalty: > 0, 1 is off.
+        frequency_penalty, presence_penalty: -100 .. 100, 0 is off.  penalty_last_n: tokens the
+        penalties look back at, -1: all; default 64.  logit_bias: mapping of id to what is added to
+        its logit; -inf bans it.  seed: 0 .. 2**64 - 1; None: a fresh one, which the result
+        reports; token i depends on (seed, i) alone.  stop: strings that end the reply and are not
+        part of it.  logprobs: 0 .. 100 alternatives to report per token; None: none at all.
+        ignore_eos: go on past end tokens.  bos: put the begin token before a text prompt; None: as
+        the file asks.  special: text of the prompt that spells a control token becomes it; leave
+        it off for text from users.  json_schema, json_object, regex, lark, choices: constrain the
+        reply (needs the extra ``grammar``).  cancel: a ruvllm.Cancel that another thread may set;
+        the result is then what was generated so far, finish_reason "cancelled".
+        session_id, user_id, tags: go into the witness entry.
+
+        Raises ArgumentError for an option out of range, FullError when the prompt is longer than
+        the context, UnsupportedError for a model that does not generate.
+        """
+        special = options.pop("special", False)
+        bos = options.pop("bos", None)
+        if isinstance(prompt, (str, bytes)):
+            text = prompt if isinstance(prompt, str) else prompt.decode("utf-8", "replace")
+            ids = need_tokenizer(self.tokenizer, self.path).tokenize(prompt, bos, special)
+        else:
+            text, ids = None, _ids(prompt)
+        return self._start(ids, text, stream, options)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> GenerationResult: ...
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Any
+    ) -> Generation: ...
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Any
+    ) -> GenerationResult | Generation:
+        """Reply to a conversation, through the model's own chat template.
+
+        messages: mappings with "role" and "content" (text, or a list of {"type": "text"} parts).
+        tools: function schemas for the template.  template_args: more variables for it.
+        The other options are those of ``generate``.  Text of messages never becomes a control
+        token, whatever it spells.
+        Raises UnsupportedError when the model has no chat template, FormatError when it fails.
+        """
+        return self._start(*self._render(messages, options), stream, options)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """The token ids ``chat`` would give the model (tools, template_args: as there)."""
+        ids, _ = self._render(messages, options)
+        if options:
+            raise ArgumentError(f"{sorted(options)[0]}: is not an option of render_chat")
+        return ids
+
+    async def agenerate(
+        self, prompt: str | bytes | Sequence[int], **options: Any
+    ) -> GenerationResult:
+        """``generate`` off the event loop; cancelling the task stops the generation."""
+        cancel = options.setdefault("cancel", _core.Cancel())
+        return await _off_loop(lambda: self.generate(prompt, **options), cancel)
+
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> GenerationResult:
+        """``chat`` off the event loop; cancelling the task stops the generation."""
+        cancel = options.setdefault("cancel", _core.Cancel())
+        return await _off_loop(lambda: self.chat(messages, **options), cancel)
+
+    def astream(
+        self, prompt: str | bytes | Sequence[int], **options: Any
+    ) -> AsyncIterator[Chunk]:
+        """``generate(stream=True)`` as an async iterator."""
+        cancel = options.setdefault("cancel", _core.Cancel())
+        return _async_chunks(lambda: self.generate(prompt, stream=True, **options), cancel)
+
+    def astream_chat(
+        self, messages: Sequence[Mapping[str, Any]], **options: Any
+    ) -> AsyncIterator[Chunk]:
+        """``chat(stream=True)`` as an async iterator."""
+        cancel = options.setdefault("cancel", _core.Cancel())
+        return _async_chunks(lambda: self.chat(messages, stream=True, **options), cancel)
+
+    # -- vectors ------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        texts: str | Sequence[str | bytes | Sequence[int]],
+        *,
+        truncate: bool = False,
+        cancel: _core.Cancel | None = None,
+    ) -> NDArray[np.float32]:
+        """Embeddings of texts.
+
+        texts: one text, or a sequence of texts (or of id sequences, taken as they are).
+        truncate: cut a text that is longer than the context (its last token, the end token, is
+        kept) instead of raising FullError.
+        Returns float32 ``(n, n_embd)``, read-only, rows of unit length.
+        """
+        flat: list[int] = []
+        lengths: list[int] = []
+        for text in [texts] if isinstance(texts, (str, bytes)) else texts:
+            ids = self._embed_ids(text)
+            if truncate and len(ids) > self.info.n_ctx:
+                ids = [*ids[: self.info.n_ctx - 1], ids[-1]]
+            flat += ids
+            lengths.append(len(ids))
+        return np.asarray(self._open().embed(flat, lengths, cancel))
+
+    async def aembed(
+        self, texts: str | Sequence[str | bytes | Sequence[int]], *, truncate: bool = False
+    ) -> NDArray[np.float32]:
+        """``embed`` off the event loop; cancelling the task stops it."""
+        cancel = _core.Cancel()
+        return await _off_loop(lambda: self.embed(texts, truncate=truncate, cancel=cancel), cancel)
+
+    def logits(
+        self, tokens: Sequence[int] | NDArray[np.int32], *, cancel: _core.Cancel | None = None
+    ) -> NDArray[np.float32]:
+        """Logits after each token.
+
+        tokens: ids, 1 .. n_ctx of them.
+        Returns float32 ``(n, n_vocab)``, read-only: the core's own memory, not a copy.
+        """
+        session = _core.session_new(self._open(), self.n_ctx)
+        return np.asarray(session.eval(tokens, True, cancel))
+
+    # -- the rest -----------------------------------------------------------------------------
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Every metadata key of the file; arrays as lists."""
+        return {key: value for key, _, value in self._open().gguf().kv(-1)}
+
+    def close(self) -> None:
+        """Free the model; later calls raise StateError.  Generations under way keep it alive."""
+        self._core = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        i = self.info
+        return f"Model({i.name or self.path!r}, {i.arch}, {i.n_params / 1e6:.1f}M {i.main_type})"
+
+    def _open(self) -> _core.Model:
+        if self._core is None:
+            raise StateError(f"model {self.path}: is closed")
+        return self._core
+
+    def _check_ctx(self, n_ctx: int | None) -> int:
+        if n_ctx is None:
+            return self.info.n_ctx
+        if isinstance(n_ctx, bool) or not isinstance(n_ctx, int):
+            raise ArgumentError(f"n_ctx: is {n_ctx!r}, want an integer")
+        if not 1 <= n_ctx <= self.info.n_ctx:
+            raise ArgumentError(f"n_ctx: is {n_ctx}, want 1 .. {self.info.n_ctx}")
+        return n_ctx
+
+    def _embed_ids(self, text: str | bytes | Sequence[int]) -> list[int]:
+        if not isinstance(text, (str, bytes)):
+            return _ids(text)
+        tokenizer = need_tokenizer(self.tokenizer, self.path)
+        whole = not self.info.causal  # an encoder was trained on texts with both end marks
+        return tokenizer.encode(text, bos=True if whole else None, eos=True if whole else None)
+
+    def _chat_template(self) -> ChatTemplate:
+        if self._template is None:
+            source = self._template_source
+            if source is None:
+                source = self._open().gguf().get("tokenizer.chat_template")
+            if not isinstance(source, str):
+                raise UnsupportedError(
+                    f"{self.path}: has no tokenizer.chat_template; give chat_template= or use "
+                    "generate()"
+                )
+            t = need_tokenizer(self.tokenizer, self.path)
+            self._template = ChatTemplate(
+                source, bos_token=t.token_text(t.bos), eos_token=t.token_text(t.eos)
+            )
+        return self._template
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], options: dict[str, Any]
+    ) -> tuple[list[int], str]:
+        tools = options.pop("tools", None)
+        args = options.pop("template_args", {})
+        segments = self._chat_template().render(messages, tools=tools, **args)
+        tokenizer = need_tokenizer(self.tokenizer, self.path)
+        ids = encode(segments, tokenizer)
+        # A template that does not write the begin token itself still gets the one the file asks for.
+        if tokenizer.info["add_bos"] and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
+            ids.insert(0, tokenizer.bos)
+        return ids, "".join(text for text, _ in segments)
+
+    def _constraint(self, options: dict[str, Any]) -> Constraint | None:
+        kinds = ("json_schema", "json_object", "regex", "lark", "choices")
+        given = {k: options.pop(k) for k in kinds if k in options}
+        given = {k: v for k, v in given.items() if v is not None and v is not False}
+        if not given:
+            return None
+        from ruvllm.engine._grammar import Constraint as Grammar
+
+        return Grammar(need_tokenizer(self.tokenizer, self.path), **given)
+
+    def _start(
+        self, ids: list[int], text: str | None, stream: bool, options: dict[str, Any]
+    ) -> GenerationResult | Generation:
+        core = self._open()
+        if not ids:
+            raise ArgumentError("prompt: has no tokens, want at least 1")
+        cancel = options.pop("cancel", None) or _core.Cancel()
+        about = {k: options.pop(k, None) for k in ("session_id", "user_id", "tags")}
+        constraint = self._constraint(options)
+        try:
+            params = SamplingParams(**options)
+        except TypeError:
+            known = {f.name for f in dataclasses.fields(SamplingParams)}
+            wrong = sorted(set(options) - known)
+            if not wrong:
+                raise
+            raise ArgumentError(f"{wrong[0]}: is not an option of generate") from None
+        generation = Generation(
+            core,
+            self.tokenizer,
+            ids,
+            params,
+            n_ctx=self.n_ctx,
+            cancel=cancel,
+            constraint=constraint,
+            record=self._recorder.recorder(text, params, constraint is not None, **about),
+        )
+        return generation if stream else generation.run()
+
+
+def _ids(tokens: Sequence[int]) -> list[int]:
+    if isinstance(tokens, np.ndarray):
+        return [int(t) for t in tokens.tolist()]
+    try:
+        return [int(t) if not isinstance(t, float) else _not_an_id(t) for t in tokens]
+    except (TypeError, ValueError):
+        raise ArgumentError(f"tokens: is {tokens!r:.60}, want text or a sequence of ids") from None
+
+
+def _not_an_id(value: object) -> int:
+    raise TypeError(value)
+
+
+async def _off_loop(call: Callable[[], _T], cancel: _core.Cancel) -> _T:
+    task = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        cancel.set(True)
+        await asyncio.wait([task])  # within one step: nothing goes on computing behind the caller
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+async def _async_chunks(
+    start: Callable[[], Generation], cancel: _core.Cancel
+) -> AsyncIterator[Chunk]:
+    generation = await _off_loop(start, cancel)
+    try:
+        while (chunk := await _off_loop(lambda: next(generation, None), cancel)) is not None:
+            yield chunk
+    finally:
+        generation.close()
