@@ -1,0 +1,605 @@
+"""Turns a Hugging Face tokenizer into the `tokenizer.*` keys of a GGUF.
+
+Owns `tokenizer.json` (or `vocab.txt`, or SentencePiece's `tokenizer.model`), the special tokens and
+the chat template.  Three kinds exist, told apart by the structure of the file, never by its name:
+
+    BPE over bytes      -> tokenizer.ggml.model "gpt2", with merges and the name of a pre-tokenizer
+    BPE over characters -> "llama", with scores (SentencePiece: U+2581 for spaces, <0x0A> for bytes)
+    WordPiece           -> "bert", words spelled with a leading U+2581 instead of "##" on the rest
+
+The idea to hold: a GGUF only *names* how text is cut before BPE, so a conversion is right only if
+the named rule is exactly the one in the file.  The regular expression is therefore compared
+character for character with the ones this build implements, and anything else is refused.  A guess
+would run, and give slightly other ids on some texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ruvllm._errors import FormatError, NotFoundError, UnsupportedError
+from ruvllm.engine._convert_arch import Config, Kv
+from ruvllm.engine._convert_spm import read_sentencepiece
+from ruvllm.engine._convert_weights import read_json
+
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
+SPACE: Final = "\u2581"
+
+_WORDS_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_WORDS_LLAMA3: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The regular expressions of tokenizer.json by the name a GGUF has for them.
+_BY_REGEX: Final = {
+    _WORDS_GPT2: "gpt-2",
+    _WORDS_LLAMA3: "llama-bpe",
+    _WORDS_LLAMA3.replace("{1,3}", ""): "qwen2",
+}
+_KINDS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+_KEY_OF: Final = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # sic: ggml's spelling
+
+
+@dataclass(slots=True)
+class Vocab:
+    """A vocabulary as a GGUF holds it.
+
+    tokens, types, and scores where there are any, run by id.  special: ids by kind (``bos`` ...).
+    flags: further ``tokenizer.ggml`` booleans.  templates: chat templates by name.
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float] | None = None
+    merges: list[str] | None = None
+    special: dict[str, int] = field(default_factory=dict)
+    flags: dict[str, bool] = field(default_factory=dict)
+    templates: dict[str, str] = field(default_factory=dict)
+
+    def pad_to(self, n: int) -> None:
+        """Add unused tokens up to ``n``, the embedding's rows; FormatError when there are more."""
+        if len(self.tokens) > n:
+            raise FormatError(
+                f"tokenizer: found {len(self.tokens)} tokens, the embedding has {n} rows"
+            )
+        have = set(self.tokens)
+        for i in range(len(self.tokens), n):
+            self.tokens.append(_unused_name(i, have))
+            self.types.append(UNUSED)
+            if self.scores is not None:
+                self.scores.append(-10000.0)
+
+    def kv(self) -> Iterator[Kv]:
+        """The metadata, in the usual order."""
+        g = "tokenizer.ggml."
+        yield g + "model", "str", self.model
+        yield g + "pre", "str", self.pre
+        yield g + "tokens", "arr[str]", self.tokens
+        if self.scores is not None:
+            yield g + "scores", "arr[f32]", self.scores
+        yield g + "token_type", "arr[i32]", self.types
+        if self.merges is not None:
+            yield g + "merges", "arr[str]", self.merges
+        for kind, i in self.special.items():
+            yield f"{g}{_KEY_OF.get(kind, kind)}_token_id", "u32", i
+        for name, value in self.flags.items():
+            yield g + name, "bool", value
+        for name, text in self.templates.items():
+            suffix = "" if name == "default" else f".{name}"
+            yield f"tokenizer.chat_template{suffix}", "str", text
+        if others := [n for n in self.templates if n != "default"]:
+            yield "tokenizer.chat_templates", "arr[str]", others
+
+
+def read_vocab(folder: Path, config: Config, arch: str) -> Vocab:
+    """The vocabulary of a Hugging Face folder for a model of ``arch``.
+
+    Raises NotFoundError without tokenizer files; FormatError for inconsistent ones;
+    UnsupportedError for a kind, normaliser or pre-tokenizer this build does not have, by name.
+    """
+    spm, json_path, words = (folder / n for n in ("tokenizer.model", "tokenizer.json", "vocab.txt"))
+    file = Config(read_json(json_path), "tokenizer.json") if json_path.is_file() else None
+    extra = _optional(folder / "tokenizer_config.json")
+    kind = _kind(file) if file is not None else ""
+    if spm.is_file() and kind in ("", "llama"):
+        v = _from_sentencepiece(spm, file, extra)
+    elif file is not None:
+        v = {"gpt2": _byte_bpe, "llama": _char_bpe, "bert": _word_piece}[kind](file)
+    elif words.is_file():
+        v = _from_vocab_txt(words, extra)
+    else:
+        raise NotFoundError(f"{folder}: no tokenizer.json, tokenizer.model or vocab.txt")
+    if v.pre == "llama-bpe" and arch == "lfm2":
+        v.pre = "lfm2"  # the same rule under the name its files usually give
+    _special_ids(v, folder, file, extra, config)
+    v.templates = _templates(folder, extra)
+    return v
+
+
+def _optional(path: Path) -> Config:
+    return Config(read_json(path) if path.is_file() else {}, path.name)
+
+
+# ---------------------------------------------------------------- tokenizer.json
+
+
+def _kind(file: Config) -> str:
+    model = file.map("model")
+    name = model.get("type")
+    if name == "BPE":
+        return "llama" if model.flag("byte_fallback", False) else "gpt2"
+    if name == "WordPiece":
+        return "bert"
+    raise UnsupportedError(f"tokenizer.json: model type {name!r}, want 'BPE' or 'WordPiece'")
+
+
+def _parts(node: Any, list_key: str) -> list[dict[str, Any]]:
+    """A normalizer, pre_tokenizer or post_processor as a flat list of its steps."""
+    if node is None:
+        return []
+    if not isinstance(node, dict):
+        raise FormatError(f"tokenizer.json: {list_key}: found {node!r:.60}, want an object")
+    if node.get("type") != "Sequence":
+        return [node]
+    return [part for child in node.get(list_key) or [] for part in _parts(child, list_key)]
+
+
+def _unused_name(i: int, have: set[str]) -> str:
+    name = f"[PAD{i}]"
+    while name in have:
+        name += "_"
+    have.add(name)
+    return name
+
+
+def _table(file: Config) -> tuple[list[str], list[int], dict[str, int]]:
+    """Tokens and types by id, and ids by token, from the model's vocab and the added tokens."""
+    vocab = file.map("model").get("vocab")
+    if not isinstance(vocab, dict) or not vocab:
+        raise FormatError("tokenizer.json: model.vocab: want a map from token to id")
+    by_id: dict[int, str] = {}
+    types: dict[int, int] = {}
+    for text, i in vocab.items():
+        _place(by_id, i, text)
+    for added in file.get("added_tokens", []):
+        text, i = added.get("content"), added.get("id")
+        if not isinstance(text, str) or not text:
+            raise FormatError(f"tokenizer.json: added_tokens: found {added!r:.80}, want a content")
+        if by_id.get(i) != text:
+            if text in vocab:
+                raise FormatError(
+                    f"tokenizer.json: added token {text!r} has id {i}, the vocab says {vocab[text]}"
+                )
+            _place(by_id, i, text)
+        types[i] = CONTROL if added.get("special") or _looks_special(text) else USER
+    tokens: list[str] = []
+    have = set(by_id.values())
+    for i in range(max(by_id) + 1):
+        if i not in by_id:
+            types[i] = UNUSED
+        tokens.append(by_id[i] if i in by_id else _unused_name(i, have))
+    return (
+        tokens,
+        [types.get(i, NORMAL) for i in range(len(tokens))],
+        {t: i for i, t in by_id.items()},
+    )
+
+
+def _place(by_id: dict[int, str], i: Any, text: str) -> None:
+    if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < 1 << 24:
+        raise FormatError(f"tokenizer.json: token {text!r:.60}: found id {i!r}, want 0 .. 2^24 - 1")
+    if i in by_id:
+        raise FormatError(f"tokenizer.json: id {i} is both {by_id[i]!r:.60} and {text!r:.60}")
+    by_id[i] = text
+
+
+def _looks_special(text: str) -> bool:
+    # Many files mark <|fim_prefix|> and its kind as ordinary; text from users must not become them.
+    return (text.startswith("<|") and text.endswith("|>")) or text in ("<pad>", "<mask>")
+
+
+def _merges(file: Config, ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Merge rules as pairs, from either spelling: ``"a b"`` or ``["a", "b"]``."""
+    found = file.map("model").get("merges", [])
+    if not isinstance(found, list):
+        raise FormatError("tokenizer.json: model.merges: want a list")
+    pairs = []
+    for m in found:
+        pair = m.split(" ") if isinstance(m, str) else m
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(x, str) for x in pair)
+        ):
+            raise FormatError(f"tokenizer.json: merge {m!r:.60}: want two tokens")
+        a, b = pair
+        for part in (a, b, a + b):
+            if part not in ids:
+                raise FormatError(
+                    f"tokenizer.json: merge {m!r:.60}: {part!r:.60} is not in the vocab"
+                )
+        pairs.append((a, b))
+    return pairs
+
+
+# ---------------------------------------------------------------- BPE over bytes
+
+
+def _byte_bpe(file: Config) -> Vocab:
+    model = file.map("model")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        model.only(key, None, None, "")
+    model.only("dropout", None, None, 0.0)
+    for step in _parts(file.get("normalizer"), "normalizers"):
+        # NFC changes no text that is in NFC already, which is nearly all; the GGUF cannot say it
+        if step.get("type") != "NFC":
+            raise UnsupportedError(
+                f"tokenizer.json: normalizer {step.get('type')!r}, want none or NFC"
+            )
+    pre = _pre_name(_parts(file.get("pre_tokenizer"), "pretokenizers"))
+    tokens, types, ids = _table(file)
+    merges = [f"{a} {b}" for a, b in _merges(file, ids)]
+    v = Vocab("gpt2", pre, tokens, types, merges=merges)
+    v.flags["ignore_merges"] = model.flag("ignore_merges", False)
+    return v
+
+
+def _pre_name(steps: list[dict[str, Any]]) -> str:
+    """The GGUF name of the rule that cuts text before BPE; UnsupportedError when it has none."""
+    last = steps[-1] if steps else {}
+    if last.get("type") != "ByteLevel":
+        raise UnsupportedError(
+            f"tokenizer.json: pre_tokenizer {_outline(steps)}, want a ByteLevel step at the end"
+        )
+    if last.get("add_prefix_space", True):
+        raise UnsupportedError(
+            "tokenizer.json: pre_tokenizer: add_prefix_space: found true, want false"
+        )
+    by_gpt2 = last.get("use_regex", True)
+    cuts = steps[:-1]
+    if not cuts and by_gpt2:
+        return "gpt-2"
+    if len(cuts) == 1 and cuts[0].get("type") == "Split" and not by_gpt2:
+        step = cuts[0]
+        regex = (step.get("pattern") or {}).get("Regex")
+        plain = step.get("behavior") == "Isolated" and not step.get("invert", False)
+        if plain and regex in _BY_REGEX:
+            return _BY_REGEX[regex]
+        raise UnsupportedError(
+            f"tokenizer.json: pre_tokenizer pattern {regex!r}, want that of "
+            + ", ".join(_BY_REGEX.values())
+        )
+    digits = [s for s in cuts if s.get("type") == "Digits" and s.get("individual_digits")]
+    if len(digits) == len(cuts) == 1 and by_gpt2:
+        return "smollm"
+    raise UnsupportedError(
+        f"tokenizer.json: pre_tokenizer {_outline(steps)}, "
+        "want that of gpt-2, llama-bpe, qwen2, smollm or lfm2"
+    )
+
+
+def _outline(steps: list[dict[str, Any]]) -> str:
+    return " + ".join(str(s.get("type")) for s in steps) or "none"
+
+
+# ---------------------------------------------------------------- BPE over characters
+
+
+def _char_bpe(file: Config) -> Vocab:
+    """SentencePiece-style BPE out of its merge rules: the rank of a rule becomes a score."""
+    tokens, types, ids = _table(file)
+    prefix = _space_prefix(file)
+    v = Vocab("llama", "default", tokens, types, scores=[0.0] * len(tokens))
+    assert v.scores is not None
+    unk = file.map("model").get("unk_token")
+    for i, t in enumerate(tokens):
+        if types[i] == NORMAL and re.fullmatch(r"<0x[0-9A-F]{2}>", t):
+            v.types[i] = BYTE
+        elif t == unk:
+            v.types[i] = UNKNOWN
+    pairs = _merges(file, ids)
+    ranks = _score_order([a + b for a, b in pairs])
+    _check_complete(tokens, v.types, ids, set(pairs))
+    for i, t in enumerate(tokens):
+        if v.types[i] == NORMAL:
+            v.scores[i] = -float(ranks.get(t, len(ranks)))
+        elif v.types[i] in (USER, UNUSED):
+            v.scores[i] = -1000.0 if v.types[i] == USER else -10000.0
+    v.flags["add_space_prefix"] = prefix
+    return v
+
+
+def _score_order(made: list[str]) -> dict[str, int]:
+    """Place of each token among the scores, 0 the best, from what each merge in turn makes.
+
+    SentencePiece's own order has all merges of a token together, since they share its score.  Runs
+    of spaces all have the same score there, which leaves their merges mixed: those tie.
+    """
+    last = {token: at for at, token in enumerate(made)}
+    places: dict[str, int] = {}
+    group: list[str] = []
+    place = end = -1
+    for at, token in enumerate(made):
+        if token in places:
+            continue
+        if at > end:
+            group, place = [], place + 1
+        group.append(token)
+        end = max(end, last[token])
+        places[token] = place
+        if len(group) > 1 and len(set("".join(group))) > 1:
+            raise UnsupportedError(
+                f"tokenizer.json: merges that make {group[0]!r} and {token!r} are mixed: no "
+                "scores give their order; want tokenizer.model"
+            )
+    return places
+
+
+def _check_complete(
+    tokens: list[str], types: list[int], ids: dict[str, int], pairs: set[tuple[str, str]]
+) -> None:
+    """Scores join any two neighbours that spell a token; the rules must allow each such join."""
+    plain = {t for t, kind in zip(tokens, types, strict=True) if kind == NORMAL}
+    for t in plain:
+        for cut in range(1, len(t)):
+            a, b = t[:cut], t[cut:]
+            if a in plain and b in plain and (a, b) not in pairs:
+                raise UnsupportedError(
+                    f"tokenizer.json: no merge of {a!r} and {b!r} though {t!r} is "
+                    "a token: no scores give that; want tokenizer.model"
+                )
+
+
+def _space_prefix(file: Config) -> bool:
+    """Whether a space is put before the text; UnsupportedError unless spaces become U+2581."""
+    norm = _parts(file.get("normalizer"), "normalizers")
+    pre = _parts(file.get("pre_tokenizer"), "pretokenizers")
+    outline = f"normalizer {_outline(norm)}, pre_tokenizer {_outline(pre)}"
+    prefix = replaced = False
+    for s in norm:
+        kind, content = s.get("type"), s.get("content")
+        if kind == "Prepend" and s.get("prepend") == SPACE:
+            prefix = True
+        elif kind == "Replace" and content == SPACE and s.get("pattern") == {"String": " "}:
+            replaced = True
+        else:
+            raise UnsupportedError(f"tokenizer.json: {outline}: step {s!r:.80} has no GGUF form")
+    for s in pre:
+        if s.get("type") != "Metaspace" or s.get("replacement") != SPACE or s.get("split"):
+            raise UnsupportedError(f"tokenizer.json: {outline}: step {s!r:.80} has no GGUF form")
+        replaced = True
+        scheme = s.get("prepend_scheme", "always" if s.get("add_prefix_space", True) else "never")
+        prefix = prefix or scheme != "never"
+    if not replaced:
+        raise UnsupportedError(f"tokenizer.json: {outline}: want spaces replaced by U+2581")
+    return prefix
+
+
+def _from_sentencepiece(path: Path, file: Config | None, extra: Config) -> Vocab:
+    """SentencePiece's own file, which has the true scores, plus tokens added on top of it."""
+    spm = read_sentencepiece(path)
+    v = Vocab("llama", "default", spm.tokens, spm.types, scores=spm.scores)
+    added: Iterable[tuple[Any, Any]] = ()
+    if file is not None:
+        added = [(a.get("id"), a) for a in file.get("added_tokens", [])]
+    elif isinstance(extra.get("added_tokens_decoder"), dict):
+        added = [(int(i), a) for i, a in extra.get("added_tokens_decoder").items() if i.isdecimal()]
+    assert v.scores is not None
+    for i, a in sorted(added, key=lambda x: str(x[0]).zfill(9)):
+        text = a.get("content") if isinstance(a, dict) else None
+        if not isinstance(i, int) or not 0 <= i < 1 << 24 or not isinstance(text, str) or not text:
+            raise FormatError(f"{path.parent}: added token {a!r:.80}: want a content and an id")
+        while i >= len(v.tokens):
+            v.tokens.append(f"[PAD{len(v.tokens)}]")
+            v.types.append(UNUSED)
+            v.scores.append(-10000.0)
+        if v.types[i] in (UNKNOWN, BYTE):
+            continue
+        v.tokens[i] = text
+        v.types[i] = CONTROL if a.get("special") or _looks_special(text) else USER
+        v.scores[i] = -1000.0 if v.types[i] == USER else 0.0
+    v.flags["add_space_prefix"] = spm.add_dummy_prefix
+    v.flags["remove_extra_whitespaces"] = spm.remove_extra_whitespaces
+    for kind, i in spm.special.items():
+        if i >= 0:
+            v.special[kind] = i
+    return v
+
+
+# ---------------------------------------------------------------- WordPiece
+
+
+def _word_piece(file: Config) -> Vocab:
+    prefix = file.map("model").get("continuing_subword_prefix", "##")
+    for step in _parts(file.get("normalizer"), "normalizers"):
+        c = Config(step, "tokenizer.json: normalizer")
+        c.only("type", None, "BertNormalizer")
+        c.only("lowercase", True, True)
+        c.only("strip_accents", None, None, True)
+        c.only("handle_chinese_chars", True, True)
+        c.only("clean_text", True, True)
+    for step in _parts(file.get("pre_tokenizer"), "pretokenizers"):
+        Config(step, "tokenizer.json: pre_tokenizer").only("type", None, "BertPreTokenizer")
+    tokens, types, _ = _table(file)
+    return _phantom(tokens, types, prefix)
+
+
+def _from_vocab_txt(path: Path, extra: Config) -> Vocab:
+    extra.only("do_lower_case", True, True)
+    extra.only("strip_accents", None, None, True)
+    extra.only("tokenize_chinese_chars", True, True)
+    try:
+        tokens = path.read_text("utf-8").split("\n")
+    except UnicodeDecodeError as e:
+        raise FormatError(f"{path}: not UTF-8 at byte {e.start}") from None
+    if tokens[-1] == "":
+        tokens.pop()
+    tokens = [t.removesuffix("\r") for t in tokens]
+    special = {_content(extra.get(f"{kind}_token", f"[{kind.upper()}]")) for kind in _KINDS[2:]}
+    return _phantom(tokens, [CONTROL if t in special else NORMAL for t in tokens], "##")
+
+
+def _phantom(tokens: list[str], types: list[int], prefix: str) -> Vocab:
+    """llama.cpp's spelling: the start of a word carries a mark, its continuation none."""
+
+    def spell(token: str, kind: int) -> str:
+        if kind in (CONTROL, UNUSED):
+            return token
+        if token.startswith(prefix) and len(token) > len(prefix):
+            return token[len(prefix) :]
+        return SPACE + token
+
+    spelled = [spell(t, k) for t, k in zip(tokens, types, strict=True)]
+    v = Vocab("bert", "default", spelled, types)
+    v.flags |= {"normalizer.lowercase": True, "normalizer.strip_accents": True}
+    return v
+
+
+# ---------------------------------------------------------------- special tokens, templates
+
+
+def _content(token: Any) -> str | None:
+    """The text of a special token as any of the JSON files writes it."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _special_ids(
+    v: Vocab, folder: Path, file: Config | None, extra: Config, config: Config
+) -> None:
+    """Fill ``v.special`` and the add_bos / add_eos flags.
+
+    First of: tokenizer_config.json, special_tokens_map.json, the model's config.json,
+    generation_config.json, what the vocabulary itself says.
+    """
+    n = len(v.tokens)
+    ids: dict[str, int] = {}
+    for i, t in enumerate(v.tokens):
+        ids.setdefault(t, i)
+    named = [extra, _optional(folder / "special_tokens_map.json")]
+    numbered = [config, _optional(folder / "generation_config.json")]
+    own = dict(v.special)
+    v.special = {}
+    for kind in _KINDS:
+        texts = (_content(c.get(f"{kind}_token")) for c in named)
+        found = next((ids[t] for t in texts if t is not None and t in ids), None)
+        if found is None:
+            found = next((i for c in numbered for i in _id_list(c, kind, n)), own.get(kind))
+        if found is not None:
+            v.special[kind] = found
+    if v.model == "bert":
+        v.special.setdefault("bos", v.special.get("cls", -1))
+        v.special.setdefault("eos", v.special.get("sep", -1))
+        missing = [k for k in ("cls", "sep", "unk") if k not in v.special]
+        if missing:
+            raise FormatError(f"tokenizer: no {missing[0]} token, a WordPiece vocabulary needs one")
+    _ends(v, file, extra, ids)
+    others = [i for c in numbered[::-1] for i in _id_list(c, "eos", n) if i != v.special.get("eos")]
+    for kind, i in zip(("eot", "eom"), dict.fromkeys(others), strict=False):
+        v.special.setdefault(kind, i)
+
+
+def _id_list(c: Config, kind: str, n: int) -> list[int]:
+    found = c.get(f"{kind}_token_id")
+    if found is None:
+        return []
+    ids = found if isinstance(found, list) else [found]
+    for i in ids:
+        if isinstance(i, bool) or not isinstance(i, int):
+            raise FormatError(f"{c.file}: {kind}_token_id: found {found!r:.60}, want an id")
+    return [i for i in ids if 0 <= i < n]
+
+
+def _ends(v: Vocab, file: Config | None, extra: Config, ids: dict[str, int]) -> None:
+    """Whether a begin and an end token are put around a text, and which."""
+    add = {"bos": extra.get("add_bos_token"), "eos": extra.get("add_eos_token")}
+    if v.model == "bert":
+        add = {"bos": True, "eos": True}
+    elif v.model == "llama" and add["bos"] is None:
+        add["bos"] = True  # what the tokenizer class does that such files belong to
+    steps = _parts(file.get("post_processor"), "processors") if file is not None else []
+    for step in steps:
+        if step.get("type") == "ByteLevel":
+            continue
+        if step.get("type") == "BertProcessing" and v.model == "bert":
+            continue
+        if step.get("type") != "TemplateProcessing":
+            raise UnsupportedError(
+                f"tokenizer.json: post_processor {step.get('type')!r}, want "
+                "TemplateProcessing or ByteLevel"
+            )
+        first, last = _template_ends(step, ids)
+        add = {"bos": first is not None, "eos": last is not None}
+        if first is not None:
+            v.special["bos"] = first
+        if last is not None and last != v.special.get("eos"):
+            if "eos" in v.special:  # generation still ends at the token the config names
+                v.special["eot"] = v.special["eos"]
+            v.special["eos"] = last
+    for kind in ("bos", "eos"):
+        v.flags[f"add_{kind}_token"] = add[kind] is True and kind in v.special
+
+
+def _template_ends(step: dict[str, Any], ids: dict[str, int]) -> tuple[int | None, int | None]:
+    """Ids of the tokens that TemplateProcessing puts before and after a single text."""
+    names = []
+    for part in step.get("single") or []:
+        names.append((part.get("SpecialToken") or {}).get("id"))
+    if names.count(None) != 1 or len(names) > 3:
+        raise UnsupportedError(
+            f"tokenizer.json: post_processor: template {step.get('single')!r:.120}, "
+            "want at most one token before and one after the text"
+        )
+    at = names.index(None)
+    if at > 1 or len(names) - at > 2:
+        raise UnsupportedError(
+            f"tokenizer.json: post_processor: template of {names}, "
+            "want at most one token before and one after the text"
+        )
+
+    def id_of(name: str) -> int:
+        if name not in ids:
+            raise FormatError(f"tokenizer.json: post_processor: token {name!r} is not in the vocab")
+        return ids[name]
+
+    first = id_of(names[0]) if at == 1 else None
+    last = id_of(names[-1]) if at < len(names) - 1 else None
+    return first, last
+
+
+def _templates(folder: Path, extra: Config) -> dict[str, str]:
+    """Chat templates by name: a .jinja file wins over tokenizer_config.json, as upstream."""
+    out: dict[str, str] = {}
+    found = extra.get("chat_template")
+    if isinstance(found, str):
+        out["default"] = found
+    elif isinstance(found, list):
+        for t in found:
+            name, text = (t.get("name"), t.get("template")) if isinstance(t, dict) else (None, None)
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise FormatError(
+                    f"{extra.file}: chat_template: found {t!r:.80}, want a name and a template"
+                )
+            out[name] = text
+    elif found is not None:
+        raise FormatError(f"{extra.file}: chat_template: found {found!r:.60}, want a string")
+    whole = folder / "chat_template.jinja"
+    files = [("default", whole)] if whole.is_file() else []
+    files += [(p.stem, p) for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))]
+    for name, path in files:
+        try:
+            out[name] = path.read_text("utf-8")
+        except UnicodeDecodeError as e:
+            raise FormatError(f"{path}: not UTF-8 at byte {e.start}") from None
+    if "default" not in out and (old := folder / "chat_template.json").is_file():
+        text = read_json(old).get("chat_template")
+        if isinstance(text, str):
+            out["default"] = text
+    return out

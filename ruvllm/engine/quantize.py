@@ -1,0 +1,376 @@
+"""Rewrites a GGUF with its matrices in another type: `ruvllm quantize`.
+
+Owns the policy (which tensor gets which type) and the row pipeline that `convert.py` shares.  The
+idea to hold: a tensor is rows of values, rows are independent, so a file is made in pieces of a few
+megabytes: read rows as float32, quantise them in the core on several threads, write them in order.
+Memory stays at some pieces per thread whatever the model's size.
+
+Which type a tensor gets when TYPE is asked for, first match wins:
+
+    one dimension, norms, biases, position and token-type embeddings, convolution taps    F32
+    rows that are not whole blocks of TYPE (reported in the result)                       F16
+    output.weight, or token_embd.weight where it is also the head; TYPE below 8 bits      Q8_0
+    everything else                                                                       TYPE
+
+`pure=True` drops the third line: 4 bits in the head cost more quality than anywhere else and the
+head is read for every token, so the default pays 4 more bits there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Final, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ruvllm import _core
+from ruvllm._errors import ArgumentError, CancelledError, FormatError, UnsupportedError
+from ruvllm.engine._gguf_writer import DType, GGUFWriter, dtype, read_raw_kv
+
+F32Array = NDArray[np.float32]
+Progress = Callable[[float], bool | None]
+
+# general.file_type: what most of the file is, by llama.cpp's numbers.
+FILE_TYPES: Final = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10,
+    "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
+}  # fmt: skip
+QUANTIZATION_VERSION: Final = 2  # of ggml's block formats
+WRITABLE: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+PLAIN: Final = frozenset({"f32", "f16", "bf16"})
+
+_EIGHT_BITS_AND_UP: Final = PLAIN | {"q8_0"}
+_KEEP_SUFFIXES: Final = ("_norm.weight", "shortconv.conv.weight", "ssm_conv1d.weight")
+_KEEP_NAMES: Final = frozenset({"position_embd.weight", "token_types.weight"})
+
+_PIECE_VALUES: Final = 1 << 20  # 4 MiB of float32: in cache-sized reach, thousands per model
+
+
+class Rows(Protocol):
+    """Where the values of a tensor come from, row by row."""
+
+    def __call__(self, first: int, n: int) -> F32Array:
+        """Rows ``first`` .. ``first + n - 1`` as float32 ``(n, k)``, C-contiguous."""
+
+
+# ---------------------------------------------------------------- policy
+
+
+def kept_f32(name: str, n_dims: int) -> bool:
+    """Whether a tensor stays in F32 in every file: too small to matter, too exact to round."""
+    return (
+        n_dims == 1
+        or not name.endswith(".weight")
+        or name in _KEEP_NAMES
+        or name.endswith(_KEEP_SUFFIXES)
+    )
+
+
+def choose_type(name: str, dims: Sequence[int], want: DType, *, pure: bool, head: str) -> DType:
+    """The type of one tensor in a file of type ``want``; the table at the head of this file.
+
+    dims: as in the file, dims[0] contiguous.  head: name of the tensor the logits come from.
+    """
+    if kept_f32(name, len(dims)):
+        return dtype("f32")
+    got = want
+    if not pure and name == head and want.name not in _EIGHT_BITS_AND_UP:
+        got = dtype("q8_0")
+    if dims[0] % got.block_values:
+        return dtype("f16")
+    return got
+
+
+def writable(which: str) -> DType:
+    """The type called ``which``, if this build can write it; else UnsupportedError names those."""
+    if which.lower() not in WRITABLE:
+        raise UnsupportedError(f"type: found {which!r}, this build writes {' '.join(WRITABLE)}")
+    return dtype(which)
+
+
+# ---------------------------------------------------------------- result
+
+
+@dataclass(slots=True)
+class TypeTotal:
+    """What one tensor type adds up to in a file."""
+
+    tensors: int = 0
+    values: int = 0
+    n_bytes: int = 0
+
+    def add(self, values: int, n_bytes: int) -> None:
+        """Count one tensor."""
+        self.tensors += 1
+        self.values += values
+        self.n_bytes += n_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A tensor that did not get the type asked for because its rows are not whole blocks."""
+
+    name: str
+    row_values: int
+    wanted: str
+    got: str
+
+
+@dataclass(slots=True)
+class QuantizeResult:
+    """What `quantize` did.
+
+    before, after: totals per tensor type; bytes are of tensor data alone.
+    src_bytes, dst_bytes: sizes of the files (of all parts of a split one).
+    fallbacks: tensors that became F16 because their rows do not fit the type's blocks.
+    """
+
+    src: Path
+    dst: Path
+    type: str
+    before: dict[str, TypeTotal] = field(default_factory=dict)
+    after: dict[str, TypeTotal] = field(default_factory=dict)
+    fallbacks: list[Fallback] = field(default_factory=list)
+    src_bytes: int = 0
+    dst_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits of tensor data per value of the new file."""
+        n = sum(t.values for t in self.after.values())
+        return 8 * sum(t.n_bytes for t in self.after.values()) / n if n else 0.0
+
+
+# ---------------------------------------------------------------- row pipeline
+
+
+class RowPipeline:
+    """Streams float32 rows into the blocks of a GGUFWriter on several threads.
+
+    A context manager: leaving it stops the threads.
+    """
+
+    def __init__(
+        self, writer: GGUFWriter, total_bytes: int, n_threads: int | None, progress: Progress | None
+    ) -> None:
+        """Start the threads.
+
+        n_threads: 1 .. 256, or None for every CPU this process may use.
+        progress: called in this thread with 0 .. 1, the share of ``total_bytes`` that is done; a
+        return of False stops with CancelledError.
+        """
+        if n_threads is None:
+            n_threads = len(os.sched_getaffinity(0))
+        if not 1 <= n_threads <= 256:
+            raise ArgumentError(f"n_threads: found {n_threads}, want 1 .. 256")
+        self._writer = writer
+        self._total = max(1, total_bytes)
+        self._done = 0
+        self._progress = progress
+        self._in_flight = n_threads + 1
+        self._pool = ThreadPoolExecutor(n_threads, "ruvllm-quantize") if n_threads > 1 else None
+
+    def __enter__(self) -> Self:
+        """Return the pipeline."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the threads; what was not started is dropped."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def encode(self, name: str, to: DType, n_rows: int, k: int, rows: Rows) -> None:
+        """Write tensor ``name``: ``n_rows`` rows of ``k`` values, rounded to ``to``.
+
+        Raises FormatError for NaN, infinities and values the type cannot hold.
+        """
+        step = max(1, _PIECE_VALUES // k)
+        spans = ((a, min(step, n_rows - a)) for a in range(0, n_rows, step))
+
+        def piece(span: tuple[int, int]) -> NDArray[np.uint8]:
+            return _encode_piece(name, to, rows(*span), span[0])
+
+        for blocks in self._map(piece, spans):
+            self._writer.write(name, blocks.data)
+            self._tick(blocks.nbytes)
+
+    def copy(self, name: str, data: memoryview) -> None:
+        """Write tensor ``name`` from bytes that are already what the file wants."""
+        step = 4 * _PIECE_VALUES
+        for a in range(0, data.nbytes, step):
+            piece = data[a : a + step]
+            self._writer.write(name, piece)
+            self._tick(piece.nbytes)
+
+    def _map(
+        self, work: Callable[[tuple[int, int]], NDArray[np.uint8]], spans: Iterator[tuple[int, int]]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Results in order, with a bounded number of pieces in memory."""
+        if self._pool is None:
+            yield from map(work, spans)
+            return
+        queue: deque[Future[NDArray[np.uint8]]] = deque()
+        for span in spans:
+            queue.append(self._pool.submit(work, span))
+            if len(queue) >= self._in_flight:
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
+
+    def _tick(self, n_bytes: int) -> None:
+        self._done += n_bytes
+        if self._progress is None:
+            return
+        if self._progress(min(1.0, self._done / self._total)) is False:
+            raise CancelledError(f"{self._writer.path}: cancelled at {self._done} bytes")
+
+
+def _encode_piece(name: str, to: DType, x: F32Array, first: int) -> NDArray[np.uint8]:
+    n, k = x.shape
+    out = np.empty(n * to.row_bytes(k), np.uint8)
+    try:
+        _core.quantize(to.number, x, k, out)
+    except ArgumentError:  # a value it cannot hold: say which, in the tensor's own terms
+        bad = np.argwhere(~np.isfinite(x))
+        row, column = bad[0] if len(bad) else np.unravel_index(np.abs(x).argmax(), x.shape)
+        value = float(x[row, column])
+        want = f"what {to.name} can hold" if len(bad) == 0 else "finite values"
+        raise FormatError(
+            f"tensor {name!r}: found {value:g} at row {first + row}, column {column}, want {want}"
+        ) from None
+    return out
+
+
+# ---------------------------------------------------------------- quantize
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    index: int
+    name: str
+    src: DType
+    dst: DType
+    dims: tuple[int, ...]
+
+
+def quantize(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    type: str,
+    *,
+    pure: bool = False,
+    allow_requantize: bool = False,
+    n_threads: int | None = None,
+    progress: Progress | None = None,
+) -> QuantizeResult:
+    """Write ``dst``: the model of ``src`` with its matrices in another type.
+
+    src: a GGUF; any part of a split one stands for all, and the result is one file.
+    dst: the file to make or replace, atomically; not ``src``.
+    type: ``f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1``, in any case.
+    pure: give the output head the same type too, where the default is Q8_0 (head of this file).
+    allow_requantize: accept matrices that are already quantised; their rounding adds up.
+    n_threads: 1 .. 256; None: every CPU this process may use.  The bytes do not depend on it.
+    progress: called with 0 .. 1; a return of False cancels.
+
+    All metadata is kept but for ``general.file_type``, ``general.quantization_version``,
+    ``general.alignment`` and ``split.*``, which describe the file.
+    Raises NotFoundError, FormatError (not a GGUF; NaN or a value the type cannot hold, by tensor),
+    UnsupportedError (type not writable; quantised source), ArgumentError, FileError,
+    CancelledError.
+    """
+    start = time.monotonic()
+    src, dst, want = Path(src), Path(dst), writable(type)
+    g = _core.gguf_open(os.fspath(src))
+    if dst.exists() and dst.samefile(src):
+        raise ArgumentError(f"{dst}: is the source, want another file")
+    out = QuantizeResult(src, dst, want.name, src_bytes=g.file_bytes())
+    jobs = _plan(g, want, out, pure=pure, allow_requantize=allow_requantize)
+    with GGUFWriter(dst) as w:
+        _copy_kv(src, w, want, [j.dst for j in jobs])
+        total = sum(w.add_tensor(j.name, j.dst, j.dims) for j in jobs)
+        with RowPipeline(w, total, n_threads, progress) as pipe:
+            for j in jobs:
+                _convert_tensor(g, j, pipe)
+    out.dst_bytes = dst.stat().st_size
+    out.seconds = time.monotonic() - start
+    return out
+
+
+def _plan(
+    g: _core.GGUF, want: DType, out: QuantizeResult, *, pure: bool, allow_requantize: bool
+) -> list[_Job]:
+    tensors = g.tensors()
+    names = {t[0] for t in tensors}
+    head = "output.weight" if "output.weight" in names else "token_embd.weight"
+    jobs = []
+    for i, (name, number, _, dims, _, n_bytes, _) in enumerate(tensors):
+        have = dtype(number)
+        to = choose_type(name, dims, want, pure=pure, head=head)
+        if kept_f32(name, len(dims)) and have.name not in PLAIN:
+            to = have  # quantised by whoever made the file: nothing to gain by unpacking it
+        if to != have and have.name not in PLAIN and not allow_requantize:
+            raise UnsupportedError(
+                f"tensor {name!r}: is {have.name} already, want f32, f16 or bf16 "
+                "(allow_requantize=True accepts the added error)"
+            )
+        if to.name == "f16" and want.name != "f16" and dims[0] % want.block_values:
+            out.fallbacks.append(Fallback(name, dims[0], want.name, to.name))
+        jobs.append(_Job(i, name, have, to, tuple(dims)))
+        values = prod(dims)
+        out.before.setdefault(have.name, TypeTotal()).add(values, n_bytes)
+        new_bytes = to.row_bytes(dims[0]) * prod(dims[1:])
+        out.after.setdefault(to.name, TypeTotal()).add(values, new_bytes)
+    return jobs
+
+
+def file_kv(want: DType, types: Sequence[DType]) -> list[tuple[str, str, int]]:
+    """The metadata that says what a file of type ``want`` holding ``types`` is."""
+    kv = [("general.file_type", "u32", FILE_TYPES[want.name])]
+    if any(t.name not in PLAIN for t in types):
+        kv.append(("general.quantization_version", "u32", QUANTIZATION_VERSION))
+    return kv
+
+
+def _first_part(path: Path) -> Path:
+    """The part of a split model that has the metadata; the path itself of any other."""
+    return path.with_name(re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-00001-of-\1.gguf", path.name))
+
+
+def _copy_kv(src: Path, w: GGUFWriter, want: DType, types: Sequence[DType]) -> None:
+    ours = file_kv(want, types)
+    drop = {"general.file_type", "general.quantization_version", "general.alignment"}
+    for key, packed in read_raw_kv(_first_part(src)):
+        if key not in drop and not key.startswith("split."):
+            w.add_raw_kv(key, packed)
+    for key, kind, value in ours:
+        w.add_kv(key, kind, value)
+
+
+def _convert_tensor(g: _core.GGUF, j: _Job, pipe: RowPipeline) -> None:
+    data = g.tensor_data(j.index)
+    if j.src == j.dst:
+        pipe.copy(j.name, data)
+        return
+    k, n_rows = j.dims[0], prod(j.dims[1:])
+    row_bytes = j.src.row_bytes(k)
+
+    def rows(first: int, n: int) -> F32Array:
+        raw = data[first * row_bytes : (first + n) * row_bytes]
+        if j.src.name == "f32":
+            return np.frombuffer(raw, np.float32).reshape(n, k)
+        x = np.empty((n, k), np.float32)
+        _core.dequantize(j.src.number, raw, n * k, x)
+        return x
+
+    pipe.encode(j.name, j.dst, n_rows, k, rows)
