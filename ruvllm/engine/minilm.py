@@ -45,7 +45,6 @@ def minilm_path(type: str = "f32") -> Path:
     Raises UnsupportedError without the package or safetensors, FileError when it cannot be written.
     """
     from ruvllm._paths import home
-
     from ruvllm.engine.convert import convert
     from ruvllm.engine.quantize import writable
 
