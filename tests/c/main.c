@@ -5,7 +5,13 @@ extern const rv_test tests_base[], tests_gguf[], tests_kernels[], tests_ops[], t
     tests_store[], tests_tok[];
 
 static const rv_test *const ALL[] = {
-    tests_base, tests_gguf, tests_kernels, tests_ops, tests_sample, tests_tok, tests_store,
+    tests_base,
+    tests_gguf,
+    tests_kernels,
+    tests_ops,
+    tests_sample,
+    tests_store,
+    tests_tok,
 };
 
 int main(int argc, char **argv) {
