@@ -42,7 +42,6 @@ static void check(bool ok) {
     if (!ok) abort();
 }
 
-/* special: user-defined tokens may swallow white space only by name, which no input here has. */
 static void round_trip(const rv_tok *t, input in, unsigned flags, bool exact) {
     int32_t *ids;
     size_t n_ids, n_text;
