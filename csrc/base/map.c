@@ -12,7 +12,8 @@
 
 rv_status rv_map_open(rv_map *m, const char *path, rv_err *err) {
     *m = (rv_map){0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* O_NONBLOCK: opening a FIFO would wait for a writer; regular files do not care. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
         if (errno == ENOENT || errno == ENOTDIR)
             return rv_fail(err, RV_ENOTFOUND, "%s: no such file", path);

@@ -51,6 +51,8 @@ void rv_gguf_read_value(rv_cursor *c, rv_gguf_kv *kv);
 /* s between double quotes for a message: cut, and everything but plain ASCII escaped. */
 enum { RV_GGUF_QUOTED = 96 };
 const char *rv_gguf_quote(char buf[RV_GGUF_QUOTED], rv_str s);
+/* The end of a path, which says most, short enough to leave room for a message. */
+const char *rv_gguf_path_end(const char *path);
 /* Put "<context>: " before the message of the cursor, if it has failed. */
 void rv_gguf_context(rv_cursor *c, const char *fmt, ...) RV_PRINTF(2, 3);
 
@@ -76,6 +78,7 @@ struct rv_gguf {
     rv_gguf_head head; /* of the first part */
     rv_gguf_tensor *tensors;
     size_t n_tensors, cap_tensors;
+    size_t max_tensors; /* what the parts may hold together */
     rv_gguf_table names;
 };
 

@@ -8,11 +8,14 @@
 
 #include "gguf/gguf.h"
 
-enum { SUFFIX_MAX = 40 };
+enum { SUFFIX_MAX = 56 }; /* "-00001-of-00002.gguf", and any two numbers of 64 bits */
+
+typedef unsigned long long ull;
 
 static rv_gguf *new_gguf(rv_err *err) {
     rv_gguf *g = rv_calloc(1, sizeof *g);
     if (!g) rv_fail(err, RV_ENOMEM, "gguf: out of memory");
+    if (g) g->max_tensors = RV_GGUF_MAX_TENSORS;
     return g;
 }
 
@@ -57,9 +60,9 @@ typedef struct split {
 } split;
 
 static rv_status split_key(const rv_gguf_head *head, const char *key, uint64_t max,
-                           const char *path, uint64_t *out, rv_err *err) {
+                           const char *what, uint64_t *out, rv_err *err) {
     const rv_gguf_kv *kv = rv_gguf_head_find(head, key);
-    if (!kv) return rv_fail(err, RV_EFORMAT, "%s: key %s: found none, want one", path, key);
+    if (!kv) return rv_fail(err, RV_EFORMAT, "%s: key %s: found none, want one", what, key);
     switch (kv->type) {
     case RV_GGUF_U8:
     case RV_GGUF_U16:
@@ -70,12 +73,12 @@ static rv_status split_key(const rv_gguf_head *head, const char *key, uint64_t m
     case RV_GGUF_I32:
     case RV_GGUF_I64: *out = (uint64_t)kv->i; break; /* below zero becomes too large */
     default:
-        return rv_fail(err, RV_EFORMAT, "%s: key %s: found type %s, want an integer", path, key,
+        return rv_fail(err, RV_EFORMAT, "%s: key %s: found type %s, want an integer", what, key,
                        rv_gguf_type_name(kv->type));
     }
     if (*out > max)
-        return rv_fail(err, RV_EFORMAT, "%s: key %s: found %lld, want 0 to %llu", path, key,
-                       (long long)*out, (unsigned long long)max);
+        return rv_fail(err, RV_EFORMAT, "%s: key %s: found %lld, want 0 to %llu", what, key,
+                       (long long)*out, (ull)max);
     return RV_OK;
 }
 
@@ -83,17 +86,21 @@ static rv_status split_key(const rv_gguf_head *head, const char *key, uint64_t m
 static rv_status read_split(const rv_gguf_head *head, const char *path, split *s, rv_err *err) {
     *s = (split){.count = 1};
     if (!rv_gguf_head_find(head, "split.count")) return RV_OK;
-    rv_status st = split_key(head, "split.count", RV_GGUF_MAX_PARTS, path, &s->count, err);
+    const char *what = rv_gguf_path_end(path);
+    rv_status st = split_key(head, "split.count", RV_GGUF_MAX_PARTS, what, &s->count, err);
     if (st != RV_OK || s->count <= 1) return st;
-    st = split_key(head, "split.no", s->count - 1, path, &s->no, err);
+    st = split_key(head, "split.no", s->count - 1, what, &s->no, err);
     if (st == RV_OK)
-        st = split_key(head, "split.tensors.count", RV_GGUF_MAX_TENSORS, path, &s->n_tensors, err);
+        st = split_key(head, "split.tensors.count", INT32_MAX, what, &s->n_tensors, err);
+    if (st == RV_OK && s->n_tensors > RV_GGUF_MAX_TENSORS)
+        st = rv_fail(err, RV_EUNSUPPORTED,
+                     "%s: key split.tensors.count: found %llu, want at most %d", what,
+                     (ull)s->n_tensors, RV_GGUF_MAX_TENSORS);
     return st;
 }
 
 static size_t print_suffix(char buf[SUFFIX_MAX], uint64_t no, uint64_t count) {
-    return (size_t)snprintf(buf, SUFFIX_MAX, "-%05llu-of-%05llu.gguf", (unsigned long long)no + 1,
-                            (unsigned long long)count);
+    return (size_t)snprintf(buf, SUFFIX_MAX, "-%05llu-of-%05llu.gguf", (ull)no + 1, (ull)count);
 }
 
 static rv_status check_split(const split *found, const split *want, const char *path, rv_err *err) {
@@ -101,15 +108,15 @@ static rv_status check_split(const split *found, const split *want, const char *
         const char *key;
         uint64_t found, want;
     } rows[] = {
-        {"split.no", found->no, want->no},
         {"split.count", found->count, want->count},
+        {"split.no", found->no, want->no},
         {"split.tensors.count", found->n_tensors, want->n_tensors},
     };
     for (size_t i = 0; i < RV_COUNT(rows); i++)
         if (rows[i].found != rows[i].want)
             return rv_fail(
-                err, RV_EFORMAT, "%s: key %s: found %llu, want %llu as in the other parts", path,
-                rows[i].key, (unsigned long long)rows[i].found, (unsigned long long)rows[i].want);
+                err, RV_EFORMAT, "%s: key %s: found %llu, want %llu to fit the other parts",
+                rv_gguf_path_end(path), rows[i].key, (ull)rows[i].found, (ull)rows[i].want);
     return RV_OK;
 }
 
@@ -120,8 +127,8 @@ static rv_status open_next(rv_gguf *g, rv_gguf_head *head, char *path, size_t st
     rv_err inner = {0};
     rv_status st = open_part(g, head, path, &inner);
     if (st == RV_ENOTFOUND)
-        return rv_fail(err, st, "%s: no such file, want part %llu of %llu", path,
-                       (unsigned long long)no + 1, (unsigned long long)want->count);
+        return rv_fail(err, st, "%s: no such file, want part %llu of %llu", rv_gguf_path_end(path),
+                       (ull)no + 1, (ull)want->count);
     if (st != RV_OK) return rv_fail(err, st, "%s", inner.msg);
     split found, want_part = *want;
     want_part.no = no;
@@ -135,6 +142,10 @@ static rv_status open_parts(rv_gguf *g, char *path, size_t stem, const split *s,
         drop_parts(g);
         st = open_next(g, &g->head, path, stem, 0, s, err);
     }
+    g->max_tensors = RV_MAX((size_t)s->n_tensors, g->n_tensors);
+    if (st == RV_OK && !rv_grow((void **)&g->tensors, &g->cap_tensors, g->max_tensors,
+                                sizeof *g->tensors)) /* once, not part by part */
+        st = rv_fail(err, RV_ENOMEM, "gguf: out of memory for %zu tensors", g->max_tensors);
     for (uint64_t no = 1; no < s->count && st == RV_OK; no++) {
         rv_gguf_head head = {0};
         st = open_next(g, &head, path, stem, no, s, err);
@@ -142,9 +153,8 @@ static rv_status open_parts(rv_gguf *g, char *path, size_t stem, const split *s,
     }
     if (st == RV_OK && g->n_tensors != s->n_tensors)
         st = rv_fail(err, RV_EFORMAT,
-                     "%s: key split.tensors.count: found %llu, want %zu as in the "
-                     "parts",
-                     path, (unsigned long long)s->n_tensors, g->n_tensors);
+                     "%s: key split.tensors.count: found %llu, want %zu as in the parts",
+                     rv_gguf_path_end(path), (ull)s->n_tensors, g->n_tensors);
     return st;
 }
 
@@ -157,9 +167,9 @@ static rv_status open_split(rv_gguf *g, const char *path, rv_err *err) {
     if (n < n_suffix || strcmp(path + n - n_suffix, suffix) != 0)
         return rv_fail(err, RV_EFORMAT,
                        "%s: part %llu of %llu: found another file name, want one that ends in %s",
-                       path, (unsigned long long)s.no + 1, (unsigned long long)s.count, suffix);
+                       rv_gguf_path_end(path), (ull)s.no + 1, (ull)s.count, suffix);
     char *buf = rv_malloc(n - n_suffix + SUFFIX_MAX);
-    if (!buf) return rv_fail(err, RV_ENOMEM, "%s: out of memory", path);
+    if (!buf) return rv_fail(err, RV_ENOMEM, "gguf: out of memory for a path");
     memcpy(buf, path, n + 1);
     st = open_parts(g, buf, n - n_suffix, &s, err);
     rv_free(buf);
@@ -168,15 +178,21 @@ static rv_status open_split(rv_gguf *g, const char *path, rv_err *err) {
 
 /* ---- opening ---- */
 
-static rv_status index_tensors(rv_gguf *g, rv_err *err) {
+static rv_status index_tensors(rv_gguf *g, const char *path, rv_err *err) {
     size_t dup = 0;
     rv_status st =
         rv_gguf_table_build(&g->names, g->tensors, sizeof *g->tensors, g->n_tensors, &dup);
     if (st == RV_ENOMEM) return rv_fail(err, st, "gguf: out of memory for the tensor index");
     if (st == RV_OK) return RV_OK;
     char buf[RV_GGUF_QUOTED];
-    return rv_fail(err, st, "gguf: tensor %zu: found the name %s twice, want it once", dup,
-                   rv_gguf_quote(buf, g->tensors[dup].name));
+    return rv_fail(err, st, "%s: tensor %zu: found the name %s twice, want it once",
+                   rv_gguf_path_end(path), dup, rv_gguf_quote(buf, g->tensors[dup].name));
+}
+
+static rv_status hand_out(rv_gguf **out, rv_gguf *take_g, rv_status st) {
+    if (st != RV_OK) rv_gguf_free(&take_g); /* copes with a half-built one */
+    *out = take_g;
+    return st;
 }
 
 rv_status rv_gguf_open(rv_gguf **out, const char *path, rv_err *err) {
@@ -186,15 +202,12 @@ rv_status rv_gguf_open(rv_gguf **out, const char *path, rv_err *err) {
     if (!g) return RV_ENOMEM;
     rv_status st = open_part(g, &g->head, path, err);
     if (st == RV_OK) st = open_split(g, path, err);
-    if (st == RV_OK) st = index_tensors(g, err);
-    if (st != RV_OK)
-        rv_gguf_free(&g);
-    else
-        *out = g;
-    return st;
+    if (st == RV_OK) st = index_tensors(g, path, err);
+    return hand_out(out, g, st);
 }
 
 rv_status rv_gguf_open_mem(rv_gguf **out, const void *p, size_t n, rv_err *err) {
+    static const char WHAT[] = "memory"; /* where a path stands in messages */
     rv_err_clear(err);
     *out = NULL;
     rv_gguf *g = new_gguf(err);
@@ -202,21 +215,16 @@ rv_status rv_gguf_open_mem(rv_gguf **out, const void *p, size_t n, rv_err *err) 
     rv_status st = add_part(g, err);
     if (st == RV_OK) {
         g->parts[0] = (rv_gguf_part){.map = {.p = p, .n = n}, .borrowed = true};
-        st = rv_gguf_parse(g, &g->head, "memory", err);
+        st = rv_gguf_parse(g, &g->head, WHAT, err);
     }
     split s;
-    if (st == RV_OK) st = read_split(&g->head, "memory", &s, err);
+    if (st == RV_OK) st = read_split(&g->head, WHAT, &s, err);
     if (st == RV_OK && s.count > 1)
         st = rv_fail(err, RV_EUNSUPPORTED,
-                     "memory: key split.count: found %llu, want 1: parts are "
-                     "opened by path",
-                     (unsigned long long)s.count);
-    if (st == RV_OK) st = index_tensors(g, err);
-    if (st != RV_OK)
-        rv_gguf_free(&g);
-    else
-        *out = g;
-    return st;
+                     "%s: key split.count: found %llu, want 1: parts are opened by path", WHAT,
+                     (ull)s.count);
+    if (st == RV_OK) st = index_tensors(g, WHAT, err);
+    return hand_out(out, g, st);
 }
 
 /* ---- accessors ---- */

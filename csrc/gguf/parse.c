@@ -47,7 +47,7 @@ static void read_version(rv_cursor *c, rv_gguf_head *head) {
     head->version = v;
     if (v == 2 || v == 3) return;
     uint32_t swapped = __builtin_bswap32(v);
-    if (swapped >= 1 && swapped <= 0xffff)
+    if (swapped >= 1 && swapped <= 16)
         rv_fail(&c->err, RV_EUNSUPPORTED,
                 "byte order: found big-endian (version %u), want little-endian", swapped);
     else
@@ -184,7 +184,7 @@ static void read_type(rv_cursor *c, rv_gguf_tensor *t) {
 
 /* Offsets become absolute and data pointers are set; the cursor stands behind the last tensor. */
 static void place_tensors(rv_cursor *c, const rv_gguf_head *head, rv_gguf_tensor *t, size_t n) {
-    if (n == 0 || c->err.code != RV_OK) return;
+    if (c->err.code != RV_OK) return;
     size_t pad = (size_t)(-(uint64_t)c->off & (head->alignment - 1));
     size_t start_min = c->off;
     const uint8_t *data = rv_cur_bytes(c, pad, "padding before the data section");
@@ -253,11 +253,9 @@ static void check_overlap(rv_cursor *c, const rv_gguf_tensor *t, size_t n) {
 static void read_tensors(rv_cursor *c, rv_gguf *g, const rv_gguf_head *head, uint64_t n) {
     check_room(c, "tensor count", n, MIN_TENSOR_BYTES);
     if (c->err.code != RV_OK) return;
-    if (n > RV_GGUF_MAX_TENSORS - g->n_tensors) {
-        rv_fail(&c->err, RV_EUNSUPPORTED,
-                "tensor count: found %llu after %zu in other parts, want "
-                "at most %d",
-                (ull)n, g->n_tensors, RV_GGUF_MAX_TENSORS);
+    if (n > g->max_tensors - g->n_tensors) {
+        rv_fail(&c->err, RV_EFORMAT, "tensor count: found %llu after %zu, want %zu in all parts",
+                (ull)n, g->n_tensors, g->max_tensors);
         return;
     }
     size_t first = g->n_tensors, need = first + (size_t)n;
@@ -265,6 +263,7 @@ static void read_tensors(rv_cursor *c, rv_gguf *g, const rv_gguf_head *head, uin
         rv_fail(&c->err, RV_ENOMEM, "out of memory for %llu tensors", (ull)n);
         return;
     }
+    if (n == 0) return;
     char buf[RV_GGUF_QUOTED];
     for (size_t i = first; i < need && c->err.code == RV_OK; i++) {
         rv_gguf_tensor *t = &g->tensors[i];
@@ -296,8 +295,7 @@ rv_status rv_gguf_parse(rv_gguf *g, rv_gguf_head *head, const char *what, rv_err
     read_alignment(&c, head);
     read_tensors(&c, g, head, n_tensors);
     if (c.err.code == RV_OK) return RV_OK;
-    size_t n = strlen(what), cut = n > 160 ? n - 160 : 0; /* the end of a path says most */
-    return rv_fail(err, c.err.code, "%s%s: %.330s", cut ? "..." : "", what + cut, c.err.msg);
+    return rv_fail(err, c.err.code, "%s: %.330s", rv_gguf_path_end(what), c.err.msg);
 }
 
 void rv_gguf_head_free(rv_gguf_head *head) {

@@ -38,6 +38,12 @@ const char *rv_gguf_quote(char buf[RV_GGUF_QUOTED], rv_str s) {
     return buf;
 }
 
+const char *rv_gguf_path_end(const char *path) {
+    enum { KEEP = 160 };
+    size_t n = strlen(path);
+    return n > KEEP ? path + n - KEEP : path;
+}
+
 void rv_gguf_context(rv_cursor *c, const char *fmt, ...) {
     if (c->err.code == RV_OK) return;
     rv_err inner = c->err;

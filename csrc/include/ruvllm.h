@@ -185,6 +185,32 @@ typedef struct rv_tok_info {
 /* The tokenizer of a GGUF; the file may have no tensors.  Nothing of g is kept.
  * RV_EFORMAT keys missing or inconsistent; RV_EUNSUPPORTED model or pre-tokenizer not known. */
 RV_API rv_status rv_tok_open(rv_tok **out, const rv_gguf *g, rv_err *err);
+
+/* Everything a vocabulary says, as plain arrays.  Borrowed for the time of rv_tok_new; nothing is
+ * kept. */
+typedef struct rv_tok_spec {
+    rv_str model;         /* "gpt2", "llama", "bert" */
+    rv_str pre;           /* pre-tokenizer name, "" when the file names none */
+    rv_str arch, name;    /* of the model: a few vocabularies need them (tok/vocab_special.c) */
+    const rv_str *tokens; /* [n_tokens] */
+    size_t n_tokens;
+    const float *scores;  /* [n_tokens] or NULL */
+    const int32_t *types; /* [n_tokens] rv_tok_type, or NULL: all normal */
+    const rv_str *merges; /* [n_merges] "left right", by falling priority */
+    size_t n_merges;
+    int64_t bos, eos, eot, eom, unk, pad, sep, cls, mask; /* ids; -1: the file does not say */
+    int64_t fim_pre, fim_suf, fim_mid, fim_pad, fim_rep, fim_sep;
+    int add_bos, add_eos, add_space_prefix;      /* 0, 1; -1: the file does not say */
+    int remove_extra_whitespaces, ignore_merges; /* 0, 1; -1: the file does not say */
+    int lowercase, strip_accents;                /* bert; 0, 1; -1: the file does not say */
+} rv_tok_spec;
+
+RV_API void rv_tok_spec_init(rv_tok_spec *s); /* all absent */
+/* RV_EFORMAT inconsistent (ids out of range, no tokens, lengths; duplicate tokens are allowed: the
+ * first wins); RV_EUNSUPPORTED model or pre-tokenizer not known, or a token too long to be matched
+ * in linear time; RV_ENOMEM. */
+RV_API rv_status rv_tok_new(rv_tok **out, const rv_tok_spec *spec, rv_err *err);
+
 RV_API rv_tok *rv_tok_ref(rv_tok *t);
 RV_API void rv_tok_free(rv_tok **t); /* drops one reference */
 RV_API const rv_tok_info *rv_tok_get_info(const rv_tok *t);
@@ -347,6 +373,178 @@ RV_API rv_status rv_sampler_accept(rv_sampler *s, const int32_t *ids, size_t n, 
  * RV_EARG a NaN in the logits; RV_ESTATE no token is allowed. */
 RV_API rv_status rv_sampler_sample(rv_sampler *s, const float *logits, uint64_t pos,
                                    const uint32_t *allow, rv_sampled *out, rv_err *err);
+
+/* ---- store ---- */
+
+/* The store: <dir>/memory.db, SQLite in WAL mode.  One thread of the core writes; callers queue.
+ * Columns, meaning and durability are described in docs/store.md. */
+typedef struct rv_store rv_store;
+
+typedef struct rv_store_opts { /* 0 everywhere gives the defaults */
+    int32_t queue_depth;     /* rows that may wait, 1 .. 1,000,000; 0: 10,000 */
+    int64_t queue_bytes;     /* bytes that may wait, 1 .. 2^40; 0: 256 MiB */
+    int32_t max_batch;       /* rows per commit, 1 .. 100,000; 0: 100 */
+    int32_t max_wait_ms;     /* longest a row waits for others, 1 .. 3,600,000; 0: 1000 */
+    int32_t busy_timeout_ms; /* wait for another process's lock, 1 .. 3,600,000; 0: 5000 */
+} rv_store_opts;
+
+typedef enum rv_value_type {
+    RV_VAL_NULL = 0,
+    RV_VAL_INT = 1,
+    RV_VAL_REAL = 2,
+    RV_VAL_TEXT = 3,
+    RV_VAL_BLOB = 4,
+} rv_value_type;
+
+typedef struct rv_value { /* the member of its type is set, the others are 0 */
+    rv_value_type type;
+    int64_t i;
+    double f;
+    rv_str s; /* TEXT (UTF-8) and BLOB */
+} rv_value;
+
+/* An entry of the witness log.  Everything is borrowed and copied by the call.  Null is written as
+ * p == NULL in a string, NaN in a double, INT64_MIN in an integer, set == false in seed. */
+typedef struct rv_opt_u64 {
+    uint64_t v;
+    bool set;
+} rv_opt_u64;
+
+typedef struct rv_witness {
+    rv_str id; /* 36 characters, lower-case UUID; null: the store makes one (version 7) */
+    rv_str request_id, session_id;
+    int64_t ts_ms; /* UTC; null: now */
+    rv_str kind;   /* "generate", "chat" or "embed" */
+    rv_str model_used, model_name, model_digest, model_path, adapter;
+    rv_str routing; /* JSON */
+    double propensity; /* 0 .. 1 */
+    rv_str policy_version;
+    rv_str query_embedding, response_embedding; /* float32, little-endian */
+    double quality_score;                       /* 0 .. 1 */
+    rv_str quality_metrics;                     /* JSON */
+    double embedding_ms, retrieval_ms, routing_ms, attention_ms, generation_ms, total_ms;
+    double prefill_ms, queue_ms;
+    rv_str context_doc_ids, error, tags; /* JSON */
+    rv_str prompt_text, prompt_ids, output_text, output_ids; /* ids: int32, little-endian */
+    rv_opt_u64 seed; /* stored as the int64 of the same bits */
+    rv_str params;   /* JSON */
+    rv_str finish_reason;
+    int64_t n_prompt, n_output;
+    rv_str engine; /* JSON */
+    rv_str user_id;
+} rv_witness;
+
+typedef enum rv_field_type {
+    RV_FIELD_TEXT = 0, /* rv_str */
+    RV_FIELD_JSON = 1, /* rv_str; the table refuses what is not JSON */
+    RV_FIELD_BLOB = 2, /* rv_str */
+    RV_FIELD_REAL = 3, /* double */
+    RV_FIELD_INT = 4,  /* int64_t */
+    RV_FIELD_U64 = 5,  /* rv_opt_u64 */
+} rv_field_type;
+
+typedef struct rv_witness_field {
+    const char *name; /* of the member and of the column */
+    rv_field_type type;
+    size_t offset; /* in rv_witness */
+} rv_witness_field;
+
+typedef struct rv_store_stats {
+    uint64_t queued;         /* rows accepted since opening */
+    uint64_t written;        /* rows committed */
+    uint64_t dropped;        /* rows refused by a full queue, or given up on: critical ones, and by close */
+    uint64_t failed;         /* rows the table refused */
+    uint64_t batches;        /* commits */
+    uint64_t retries;        /* commits that failed and were or will be tried again */
+    uint64_t queue_depth;    /* rows waiting now */
+    uint64_t queue_bytes;    /* bytes waiting now */
+    uint64_t queued_seq;     /* number of the last row accepted, counted from 1 by this handle */
+    uint64_t committed_seq;  /* up to here all is settled (written, or failed and counted): it
+                                survives the death of the process */
+    uint64_t durable_seq;    /* up to here it survives the loss of power as well */
+    bool failing;            /* the last commit failed and its rows still wait */
+    bool ofd_locks;          /* file locks belong to our handles, not to the process */
+    rv_err last_error;       /* of the newest row or commit that failed; RV_OK: none did */
+} rv_store_stats;
+
+RV_API void rv_witness_init(rv_witness *w); /* all null, kind "generate" */
+/* The columns a caller sets, in the table's order. */
+RV_API const rv_witness_field *rv_witness_fields(size_t *n);
+
+/* Open (or make) the store in the folder dir, which is made with its parents (mode 0700) when it
+ * is missing; the file gets mode 0600.
+ * RV_EIO the folder or file cannot be made, read or written; RV_EFORMAT the file is not a database,
+ * is another program's, or is damaged; RV_EUNSUPPORTED the schema is newer than this build (nothing
+ * is written) or the file system cannot do WAL; RV_ESTATE the file was open in the parent when this
+ * process was forked; RV_EARG an option out of range; RV_ENOMEM. */
+RV_API rv_status rv_store_open(rv_store **out, const char *dir, const rv_store_opts *opts,
+                               rv_err *err);
+/* Write what waits, stop the thread, close the file.  A second call does nothing.  Safe beside other
+ * calls, which then return RV_ESTATE.  RV_EIO rows could not be written and are lost (their number);
+ * RV_EFORMAT the table refused rows since the last durable flush.  The handle is closed either way. */
+RV_API rv_status rv_store_close(rv_store *s, rv_err *err);
+RV_API void rv_store_free(rv_store **s); /* closes first */
+RV_API const char *rv_store_path(const rv_store *s); /* of the file, absolute; borrowed */
+
+/* A new id: UUID version 7, later ones of a handle sort after earlier ones. */
+RV_API rv_status rv_store_new_id(rv_store *s, char out[37], rv_err *err);
+/* Queue an entry; never waits for the disk unless critical.
+ *   critical  return when the entry is on the disk (fsync).  Such an entry is taken even when the
+ *             queue is full; when it cannot be written it is given up and the error says why.
+ *   id_out    gets the id, or may be NULL
+ * RV_EARG a field out of range; RV_EFULL the queue is full (counted in dropped); RV_EFORMAT
+ * critical, and the table refuses it; RV_EIO critical, and not written; RV_ESTATE closed, or the
+ * process is a fork; RV_ENOMEM.  Thread-safe. */
+RV_API rv_status rv_store_witness_put(rv_store *s, const rv_witness *w, bool critical,
+                                      char id_out[37], rv_err *err);
+
+typedef enum rv_write {
+    RV_WRITE_DIGEST = 0, /* path TEXT, size INT, mtime_ns INT, inode INT, digest TEXT */
+    RV_WRITE_META = 1,   /* key TEXT, value TEXT */
+} rv_write;
+/* Queue another row; as rv_store_witness_put. */
+RV_API rv_status rv_store_write(rv_store *s, rv_write which, const rv_value *args, size_t n,
+                                bool critical, rv_err *err);
+
+/* Wait until every row queued before this call is committed, or with durable is on the disk.
+ *   timeout_ms  negative: no limit
+ * RV_ESTATE closed, or the time is over (how many rows still wait); RV_EIO a commit failed: the rows
+ * stay queued and are tried again; RV_EFORMAT (durable only) all is written but for rows that the
+ * table refused since the last such flush: their number and the last reason, said once. */
+RV_API rv_status rv_store_flush(rv_store *s, int64_t timeout_ms, bool durable, rv_err *err);
+/* RV_ESTATE in a fork.  Works after close. */
+RV_API rv_status rv_store_get_stats(rv_store *s, rv_store_stats *out, rv_err *err);
+
+typedef enum rv_query {
+    /* All columns of one entry.  id TEXT: the id or the beginning of it.
+     * RV_ENOTFOUND; RV_EARG more than one entry begins like that (how many). */
+    RV_QUERY_WITNESS_GET = 0,
+    /* All columns, newest first.  Each null filter is off:
+     * since_ms INT (>=), until_ms INT (<), session_id TEXT, model_name TEXT, kind TEXT,
+     * limit INT (-1: all), offset INT. */
+    RV_QUERY_WITNESS_LIST = 1,
+    /* Their number, as n: the five filters of the list. */
+    RV_QUERY_WITNESS_COUNT = 2,
+    /* digest.  path TEXT, size INT, mtime_ns INT, inode INT */
+    RV_QUERY_DIGEST = 3,
+    /* value.  key TEXT */
+    RV_QUERY_META = 4,
+} rv_query;
+typedef struct rv_rows rv_rows;
+
+/* Run a query on a reading connection: it sees what is committed, not what is queued.
+ * RV_EARG wrong number or type of arguments; RV_EIO; RV_EFORMAT; RV_ESTATE; RV_ENOMEM.
+ * Thread-safe. */
+RV_API rv_status rv_store_query(rv_store *s, rv_query which, const rv_value *args, size_t n,
+                                rv_rows **out, rv_err *err);
+/* By name ("witness_get", ...; "digest", "meta" for writes), or -1. */
+RV_API int rv_store_query_id(const char *name);
+RV_API int rv_store_write_id(const char *name);
+RV_API void rv_rows_free(rv_rows **r);
+RV_API size_t rv_rows_n(const rv_rows *r);
+RV_API size_t rv_rows_n_cols(const rv_rows *r);
+RV_API const char *rv_rows_name(const rv_rows *r, size_t i_col);             /* i_col < n_cols */
+RV_API const rv_value *rv_rows_at(const rv_rows *r, size_t i_row, size_t i_col); /* borrowed */
 
 #ifdef __cplusplus
 }

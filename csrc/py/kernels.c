@@ -167,7 +167,8 @@ static PyObject *py_dequantize(PyObject *m, PyObject *args) {
     const void *data = take_bytes(&b, o_data, false, bytes, "dequantize: data");
     float *out = data ? take_f32(&b, o_out, true, (size_t)k, "dequantize: out") : NULL;
     if (out) {
-        Py_BEGIN_ALLOW_THREADS rvk.dequant[type](out, data, (size_t)k);
+        Py_BEGIN_ALLOW_THREADS
+        rvk.dequant[type](out, data, (size_t)k);
         Py_END_ALLOW_THREADS
     }
     return finish(&b, out != NULL);
@@ -230,8 +231,10 @@ static PyObject *py_quantize(PyObject *m, PyObject *args) {
     }
     uint8_t *out = take_bytes(&b, o_out, true, n / (size_t)k * bytes, "quantize: out");
     if (!out) return finish(&b, false);
-    Py_BEGIN_ALLOW_THREADS quantize_rows(type, x, n / (size_t)k, (size_t)k, out, &err);
-    Py_END_ALLOW_THREADS return err.code == RV_OK ? finish(&b, true) : fail(&b, &err);
+    Py_BEGIN_ALLOW_THREADS
+    quantize_rows(type, x, n / (size_t)k, (size_t)k, out, &err);
+    Py_END_ALLOW_THREADS
+    return err.code == RV_OK ? finish(&b, true) : fail(&b, &err);
 }
 
 static PyObject *py_act_pack(PyObject *m, PyObject *o_x) {
@@ -300,8 +303,10 @@ static PyObject *py_mul(PyObject *m, PyObject *args) {
     }
     float *out = take_f32(&b, o_out, true, n_cols * (size_t)n_rows, "mul: out");
     if (!out) return finish(&b, false);
-    Py_BEGIN_ALLOW_THREADS mul(type, out, w, (size_t)n_rows, x, n_cols, (size_t)k, &err);
-    Py_END_ALLOW_THREADS return err.code == RV_OK ? finish(&b, true) : fail(&b, &err);
+    Py_BEGIN_ALLOW_THREADS
+    mul(type, out, w, (size_t)n_rows, x, n_cols, (size_t)k, &err);
+    Py_END_ALLOW_THREADS
+    return err.code == RV_OK ? finish(&b, true) : fail(&b, &err);
 }
 
 /* ---- the other families: test hooks ---- */

@@ -1,10 +1,10 @@
-# SQLite, linked statically with its symbols hidden: see store.c for why a shared copy will not do.
+# SQLite, linked statically with its symbols hidden: see vfs.c for why a shared copy will not do.
 if(RUVLLM_SQLITE_AMALGAMATION)
   add_library(rv_sqlite STATIC ${RUVLLM_SQLITE_AMALGAMATION}/sqlite3.c)
   target_include_directories(rv_sqlite PUBLIC ${RUVLLM_SQLITE_AMALGAMATION})
   target_compile_options(rv_sqlite PRIVATE -w)
   target_compile_definitions(rv_sqlite PRIVATE SQLITE_THREADSAFE=1 SQLITE_ENABLE_FTS5 SQLITE_DQS=0)
-  target_link_libraries(rv_core PUBLIC rv_sqlite)
+  target_link_libraries(rv_core PUBLIC rv_sqlite Threads::Threads m ${CMAKE_DL_LIBS})
 else()
   find_path(SQLITE3_INCLUDE_DIR sqlite3.h)
   if(RUVLLM_SQLITE STREQUAL "shared")
@@ -18,5 +18,6 @@ else()
                         "sqlite-devel + sqlite-static (Fedora) or set RUVLLM_SQLITE_AMALGAMATION to a folder with sqlite3.c")
   endif()
   target_include_directories(rv_core PRIVATE ${SQLITE3_INCLUDE_DIR})
-  target_link_libraries(rv_core PUBLIC ${SQLITE3_LIBRARY})
+  # After the archive that needs them: a static archive names no libraries of its own.
+  target_link_libraries(rv_core PUBLIC ${SQLITE3_LIBRARY} Threads::Threads m ${CMAKE_DL_LIBS})
 endif()

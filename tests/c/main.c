@@ -1,13 +1,16 @@
 /* rv_tests: runs every C test, or those whose names are given. */
 #include "test.h"
 
-extern const rv_test tests_base[], tests_gguf[], tests_ops[], tests_sample[];
+extern const rv_test tests_base[], tests_gguf[], tests_kernels[], tests_ops[], tests_sample[],
+    tests_store[];
 
 static const rv_test *const ALL[] = {
     tests_base,
     tests_gguf,
+    tests_kernels,
     tests_ops,
     tests_sample,
+    tests_store,
 };
 
 int main(int argc, char **argv) {
