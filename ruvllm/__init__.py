@@ -1,9 +1,9 @@
 """ruvllm: a local LLM runtime that remembers and learns.
 
-    import ruvllm
+import ruvllm
 
-    model = ruvllm.Model()                       # the bundled model; or Model("some.gguf")
-    print(model.chat([{"role": "user", "content": "reverse apple river stone"}]))
+model = ruvllm.Model()                       # the bundled model; or Model("some.gguf")
+print(model.chat([{"role": "user", "content": "reverse apple river stone"}]))
 """
 
 from ruvllm._core import Cancel

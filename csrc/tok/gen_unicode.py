@@ -15,7 +15,9 @@ Tables written:
                               White_Space; two stages of 128 code points
   uc_lower  code point -> the first code point of its lower case
   uc_nfd    code point -> the first code point of its canonical decomposition
-The last two are runs {first, last, step, to}, ascending: with step 1 or 2 the code points first,
+  UC_DIGEST  FNV-1a over class, lower and nfd of every code point but the surrogates, as this
+             script sees them: a test takes the same digest through the C functions
+The two maps are runs {first, last, step, to}, ascending: with step 1 or 2 the code points first,
 first + step, ... last map to themselves plus (to - first); with step 0 all of first .. last map
 to ``to``.
 """
@@ -97,6 +99,15 @@ def runs(pairs: list[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
     return out
 
 
+def digest(table: bytearray, lower: list[tuple[int, int]], nfd: list[tuple[int, int]]) -> int:
+    """FNV-1a, 64 bits, of (class, lower, nfd) per code point, one number at a time."""
+    h = 0xCBF29CE484222325
+    for (c, low), (_, first) in zip(lower, nfd, strict=True):
+        for v in (table[c], low, first):
+            h = (h ^ v) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return h
+
+
 def emit(name: str, ctype: str, values: list[str], per_line: int) -> list[str]:
     """The C text of one array."""
     lines = [f"{ctype} {name}[{len(values)}] = {{"]
@@ -128,6 +139,7 @@ def main() -> None:
         changed = [(c, to) for c, to in pairs if c != to]
         rows = [f"{{0x{a:X}, 0x{b:X}, {s}, 0x{t:X}}}" for a, b, s, t in runs(changed)]
         lines += emit(name, "static const uc_run", rows, 4)
+    lines += [f"#define UC_DIGEST 0x{digest(table, lower, nfd):016x}u", ""]
     out = Path(__file__).with_name("unicode.inc")
     out.write_text("\n".join(lines[:-1]) + "\n", encoding="ascii")
     print(f"{out.name}: {len(blocks)} blocks, {out.stat().st_size} bytes")

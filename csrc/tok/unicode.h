@@ -29,6 +29,7 @@ static inline unsigned rv_uc_class(uint32_t cp) {
     return rv_uc_stage2[((size_t)rv_uc_stage1[cp >> 7] << 7) | (cp & 127)];
 }
 
+uint64_t rv_uc_digest(void);           /* what gen_unicode.py says the tables hold */
 uint32_t rv_uc_lower(uint32_t cp);     /* first code point of the lower case, or cp */
 uint32_t rv_uc_nfd_first(uint32_t cp); /* first code point of the decomposition, or cp */
 

@@ -7,10 +7,14 @@ hands it to the recorder."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ruvllm import _core
 from ruvllm._errors import CancelledError, FullError, StateError
@@ -25,7 +29,7 @@ _PREFILL_STEP = 512  # tokens per call into the core, so that Ctrl-C is heard du
 class Constraint(Protocol):
     """What a grammar tells the sampler at each position."""
 
-    def mask(self) -> object:
+    def mask(self) -> NDArray[np.int32]:
         """A buffer of ceil(n_vocab / 32) words, bit i % 32 of word i // 32 allows token i."""
 
     def commit(self, token: int) -> None:
@@ -56,7 +60,9 @@ class Generation(Iterator[Chunk]):
         record: Callable[[GenerationResult], str | None],
     ) -> None:
         if len(prompt) > n_ctx:
-            raise FullError(f"prompt: has {len(prompt)} tokens, want at most the context of {n_ctx}")
+            raise FullError(
+                f"prompt: has {len(prompt)} tokens, want at most the context of {n_ctx}"
+            )
         self._tokenizer = tokenizer
         self._prompt = prompt
         self._params = params
@@ -129,14 +135,12 @@ class Generation(Iterator[Chunk]):
     def _step(self) -> Chunk:
         if not self._prefilled:
             self._prefill()
-        elif not self._tokens or self._session.room() == 0:
+            if self._params.max_tokens == 0:
+                return self._finish("length")
+        elif self._session.room() == 0:
             return self._finish("length")
         else:
             self._session.eval(self._tokens[-1:], False, self._cancel)
-        if self._params.max_tokens == 0:
-            return self._finish("length")
-        if self._cancel.get():
-            return self._finish("cancelled")
         token = self._sample()
         if self._is_end(token):
             return self._finish("stop", (token,))
@@ -150,9 +154,7 @@ class Generation(Iterator[Chunk]):
 
     def _sample(self) -> int:
         mask = None if self._constraint is None else self._constraint.mask()
-        token, logprob, ids, logprobs = self._session.sample(
-            self._sampler, len(self._tokens), mask
-        )
+        token, logprob, ids, logprobs = self._session.sample(self._sampler, len(self._tokens), mask)
         if not self._tokens:
             self._first = time.perf_counter()
         self._tokens.append(token)
@@ -168,9 +170,7 @@ class Generation(Iterator[Chunk]):
             return False
         return self._tokenizer.is_end(token)
 
-    def _finish(
-        self, reason: FinishReason, tokens: tuple[int, ...] = (), text: str = ""
-    ) -> Chunk:
+    def _finish(self, reason: FinishReason, tokens: tuple[int, ...] = (), text: str = "") -> Chunk:
         tail = self._text.finish()
         self._shown.append(tail)
         end = time.perf_counter()
@@ -195,11 +195,5 @@ class Generation(Iterator[Chunk]):
             logprobs=tuple(self._logprobs),
         )
         self._result = result  # so that a recorder that fails does not lose the reply
-        self._result = _with_witness(result, self._record(result))
+        self._result = dataclasses.replace(result, witness_id=self._record(result))
         return Chunk(text + tail, tokens, tuple(self._logprobs[-1:]) if tokens else ())
-
-
-def _with_witness(result: GenerationResult, entry: str | None) -> GenerationResult:
-    import dataclasses
-
-    return dataclasses.replace(result, witness_id=entry)

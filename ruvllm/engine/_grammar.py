@@ -25,7 +25,6 @@ from ruvllm._errors import (
     ArgumentError,
     FormatError,
     FullError,
-    StateError,
     UnsupportedError,
 )
 
@@ -256,7 +255,8 @@ class Constraint:
         ll = _import()
         source = _grammar(ll.LLMatcher, self._name, given[self._name])
         self._tokenizer = _tokenizer_of(vocab)
-        self._matcher = ll.LLMatcher(self._tokenizer.ll, source, log_level=0)
+        limits = ll.LLParserLimits(verbose_errors=False)
+        self._matcher = ll.LLMatcher(self._tokenizer.ll, source, log_level=0, limits=limits)
         if self._matcher.is_error():
             raise FormatError(f"{self._name}: {_one_line(self._matcher.get_error())}")
         self._mask = np.zeros((vocab.n_vocab + 31) // 32, np.int32)
@@ -297,8 +297,6 @@ class Constraint:
         return bool(self._matcher.is_stopped())
 
     def _check(self) -> None:
+        """After construction only llguidance's own limits put the matcher into its error state."""
         if self._matcher.is_error():
-            message = f"{self._name}: {_one_line(self._matcher.get_error())}"
-            if self._matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex"):
-                raise FullError(message)
-            raise StateError(message)
+            raise FullError(f"{self._name}: {_one_line(self._matcher.get_error())}")

@@ -85,4 +85,3 @@ def _whole(name: str, value: object, lo: int, hi: int) -> None:
         raise ArgumentError(f"{name}: is {value!r}, want an integer {lo} .. {hi}")
     if not lo <= value <= hi:
         raise ArgumentError(f"{name}: is {value}, want {lo} .. {hi}")
-

@@ -55,7 +55,7 @@ class Recorder:
                 entry,
                 session_id=session_id,
                 user_id=user_id,
-                tags=None if tags is None else list(tags),
+                tags=None if tags is None else tuple(tags),
             )
             try:
                 return log.record(entry)
@@ -80,7 +80,9 @@ class Recorder:
         with self._lock:
             warned, self._warned = self._warned, True
         if not warned:
-            warnings.warn(f"the witness log takes no entries: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"the witness log takes no entries: {error}", RuntimeWarning, stacklevel=2
+            )
 
     def _entry(
         self,
@@ -95,9 +97,9 @@ class Recorder:
             model_name=info.name or None,
             model_path=self._path,
             prompt_text=prompt_text,
-            prompt_ids=list(result.prompt_tokens),
+            prompt_ids=result.prompt_tokens,
             output_text=result.text,
-            output_ids=list(result.tokens),
+            output_ids=result.tokens,
             seed=result.seed,
             params={**params.to_dict(), "seed": result.seed, "constrained": constrained},
             routing={

@@ -5,25 +5,27 @@ writes belongs to that request.  All computing happens in the core with the GIL 
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ruvllm import _core
 from ruvllm._errors import ArgumentError, StateError, UnsupportedError
-from ruvllm.engine._chat import ChatTemplate, encode
 from ruvllm.engine._generate import Constraint, Generation
 from ruvllm.engine._params import SamplingParams
 from ruvllm.engine._record import Recorder
 from ruvllm.engine.results import Chunk, GenerationResult
 from ruvllm.engine.tokenizer import Tokenizer, need_tokenizer
 from ruvllm.memory.witness import WitnessLog
+
+if TYPE_CHECKING:
+    from ruvllm.engine._chat import ChatTemplate
+    from ruvllm.engine._vocab import GrammarVocab
 
 _T = TypeVar("_T")
 _KV_TYPES = {"auto": 0, "f16": 1, "f32": 2}
@@ -111,6 +113,7 @@ class Model:
         self.tokenizer = Tokenizer._wrap(core_tokenizer) if core_tokenizer else None
         self._template_source = chat_template
         self._template: ChatTemplate | None = None
+        self._vocab: GrammarVocab | None = None
         self._recorder = Recorder(self, witness)
 
     # -- text and ids -------------------------------------------------------------------------
@@ -209,14 +212,14 @@ class Model:
         cancel = options.setdefault("cancel", _core.Cancel())
         return await _off_loop(lambda: self.generate(prompt, **options), cancel)
 
-    async def achat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> GenerationResult:
+    async def achat(
+        self, messages: Sequence[Mapping[str, Any]], **options: Any
+    ) -> GenerationResult:
         """``chat`` off the event loop; cancelling the task stops the generation."""
         cancel = options.setdefault("cancel", _core.Cancel())
         return await _off_loop(lambda: self.chat(messages, **options), cancel)
 
-    def astream(
-        self, prompt: str | bytes | Sequence[int], **options: Any
-    ) -> AsyncIterator[Chunk]:
+    def astream(self, prompt: str | bytes | Sequence[int], **options: Any) -> AsyncIterator[Chunk]:
         """``generate(stream=True)`` as an async iterator."""
         cancel = options.setdefault("cancel", _core.Cancel())
         return _async_chunks(lambda: self.generate(prompt, stream=True, **options), cancel)
@@ -329,6 +332,8 @@ class Model:
                     f"{self.path}: has no tokenizer.chat_template; give chat_template= or use "
                     "generate()"
                 )
+            from ruvllm.engine._chat import ChatTemplate
+
             t = need_tokenizer(self.tokenizer, self.path)
             self._template = ChatTemplate(
                 source, bos_token=t.token_text(t.bos), eos_token=t.token_text(t.eos)
@@ -338,12 +343,14 @@ class Model:
     def _render(
         self, messages: Sequence[Mapping[str, Any]], options: dict[str, Any]
     ) -> tuple[list[int], str]:
+        from ruvllm.engine._chat import encode
+
         tools = options.pop("tools", None)
         args = options.pop("template_args", {})
         segments = self._chat_template().render(messages, tools=tools, **args)
         tokenizer = need_tokenizer(self.tokenizer, self.path)
         ids = encode(segments, tokenizer)
-        # A template that does not write the begin token itself still gets the one the file asks for.
+        # A template that writes no begin token still gets the one the file asks for.
         if tokenizer.info["add_bos"] and tokenizer.bos is not None and ids[:1] != [tokenizer.bos]:
             ids.insert(0, tokenizer.bos)
         return ids, "".join(text for text, _ in segments)
@@ -355,8 +362,12 @@ class Model:
         if not given:
             return None
         from ruvllm.engine._grammar import Constraint as Grammar
+        from ruvllm.engine._vocab import GrammarVocab
 
-        return Grammar(need_tokenizer(self.tokenizer, self.path), **given)
+        if self._vocab is None:  # kept: the grammar library's copy of it is cached by identity
+            tokenizer = need_tokenizer(self.tokenizer, self.path)
+            self._vocab = GrammarVocab(tokenizer, self.info.n_vocab)
+        return Grammar(self._vocab, **given)
 
     def _start(
         self, ids: list[int], text: str | None, stream: bool, options: dict[str, Any]
@@ -402,6 +413,8 @@ def _not_an_id(value: object) -> int:
 
 
 async def _off_loop(call: Callable[[], _T], cancel: _core.Cancel) -> _T:
+    import asyncio  # 30 ms that only asynchronous callers pay
+
     task = asyncio.ensure_future(asyncio.to_thread(call))
     try:
         return await asyncio.shield(task)

@@ -2,7 +2,7 @@
 #include "test.h"
 
 extern const rv_test tests_base[], tests_gguf[], tests_kernels[], tests_ops[], tests_sample[],
-    tests_store[];
+    tests_store[], tests_tok[];
 
 static const rv_test *const ALL[] = {
     tests_base,
@@ -11,6 +11,7 @@ static const rv_test *const ALL[] = {
     tests_ops,
     tests_sample,
     tests_store,
+    tests_tok,
 };
 
 int main(int argc, char **argv) {

@@ -17,7 +17,6 @@ from ruvllm._errors import (
     FormatError,
     FullError,
     RuvllmError,
-    StateError,
     UnsupportedError,
 )
 from ruvllm.engine._grammar import Constraint
@@ -222,7 +221,17 @@ def test_bombs_end_in_an_answer_or_a_typed_error(regex: str) -> None:
             assert ord("a") in ids
             c.commit(ord("a"))
     except RuvllmError as e:
-        assert isinstance(e, FormatError | FullError | StateError)
+        assert isinstance(e, FormatError | FullError)
+
+
+def test_too_ambiguous_a_grammar_is_stopped() -> None:
+    c = Constraint(VOCAB, lark='start: a+\na: "a"*\n')
+    with pytest.raises(FullError, match=r"^lark: .*max is 2000"):
+        for _ in range(2500):
+            c.mask()
+            c.commit(ord("a"))
+    with pytest.raises(FullError):
+        c.mask()
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

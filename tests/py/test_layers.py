@@ -63,7 +63,9 @@ def test_only_the_binding_sees_python() -> None:
 
 
 def test_sql_lives_in_the_store() -> None:
-    words = re.compile(r'"[^"\n]*\b(SELECT\b.*\bFROM|INSERT\s+INTO|CREATE\s+TABLE|PRAGMA\s)[^"\n]*"')
+    words = re.compile(
+        r'"[^"\n]*\b(SELECT\b.*\bFROM|INSERT\s+INTO|CREATE\s+TABLE|PRAGMA\s)[^"\n]*"'
+    )
     files = [*_sources(), *(ROOT / "ruvllm").rglob("*.py")]
     for path in files:
         if words.search(path.read_text()):

@@ -1,0 +1,399 @@
+"""Types of the extension module: the C core as Python sees it.
+
+Methods are positional; keywords, defaults and documentation for users are in the package.  Each
+part is implemented by the file of its name in ``csrc/py``.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Any, TypeAlias, TypedDict, final
+
+import numpy as np
+from typing_extensions import Buffer as _Buffer
+
+# NumPy declares its arrays as buffers from Python 3.12 on only.
+Buffer: TypeAlias = _Buffer | np.ndarray[Any, Any]
+
+# ---- model ----
+
+version: str
+
+def live_bytes() -> int:
+    """Bytes the core's allocator holds now; mappings are not counted."""
+
+def read_bandwidth(n_threads: int, n_bytes: int, /) -> float:
+    """Bytes per second that one pass over a fresh buffer of n_bytes reaches.
+
+    n_threads: 1 .. 256.  n_bytes: at least 1 MiB.  Raises ArgumentError, OutOfMemoryError.
+    """
+
+@final
+class Array:
+    """float32 or int32 memory of the core, shown read-only by the buffer protocol."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Cancel:
+    """A flag that another thread sets to stop a running call."""
+
+    def __new__(cls) -> Cancel: ...
+    def set(self, on: bool, /) -> None:
+        """Set or clear the flag."""
+
+    def get(self) -> bool:
+        """Whether the flag is set."""
+
+@final
+class Model:
+    """An open model.  Made by model_open; shared by any number of threads."""
+
+    def info(self) -> dict[str, Any]:
+        """Hyperparameters and sizes; main_type is ggml's number."""
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The file's vocabulary, or None."""
+
+    def gguf(self) -> GGUF:
+        """The open file; it keeps the model alive."""
+
+    def embed(
+        self,
+        tokens: Sequence[int] | Buffer,
+        lengths: Sequence[int] | Buffer,
+        cancel: Cancel | None,
+        /,
+    ) -> Array:
+        """Embeddings of texts that stand one after another in tokens.
+
+        Returns float32 ``(n, n_embd)``, rows of unit length.
+        Raises ArgumentError, FullError for a text beyond the context, CancelledError.
+        """
+
+def model_open(
+    path: str,
+    n_threads: int,
+    kv_type: int,
+    n_batch: int,
+    prefault: bool,
+    progress: Callable[[float], object] | None,
+    /,
+) -> Model:
+    """Open a GGUF model; 0 means the default of n_threads, kv_type and n_batch.
+
+    kv_type: 0 as precise as the weights, 1 F16, 2 F32.  progress: called with 0..1 while
+    prefault reads the file; an exception in it ends the opening.
+    """
+
+@final
+class Session:
+    """A sequence with its KV cache.  One thread at a time: StateError otherwise."""
+
+    def eval(
+        self, tokens: Sequence[int] | Buffer, all: bool, cancel: Cancel | None, /
+    ) -> Array | None:
+        """Run tokens at the end of the sequence; on an error no position is consumed.
+
+        all: return the logits of every token, float32 ``(n, n_vocab)``, else None.
+        Raises ArgumentError for an id out of range, FullError, CancelledError.
+        """
+
+    def sample(
+        self, sampler: Sampler, pos: int, allow: Buffer | None, /
+    ) -> tuple[int, float, tuple[int, ...], tuple[float, ...]]:
+        """As Sampler.sample, on the logits of the last token, without copying them."""
+
+    def logits(self) -> Array:
+        """A copy of the last token's logits, float32 ``(n_vocab,)``; StateError before eval."""
+
+    def truncate(self, n: int, /) -> None:
+        """Forget everything from position n on."""
+
+    def n_past(self) -> int:
+        """Tokens held."""
+
+    def room(self) -> int:
+        """Tokens that still fit."""
+
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values held."""
+
+    def close(self) -> None:
+        """Free the sequence now; later calls raise StateError."""
+
+def session_new(model: Model, n_ctx: int, /) -> Session:
+    """A new sequence of at most n_ctx tokens, 1 .. the model's context."""
+
+# ---- kernels ----
+
+def cpu() -> CpuInfo:
+    """What the kernels run on.
+
+    Returns ``{"features": ..., "machine": ..., "kernels": {...}}``: the instruction sets in use and
+    those this machine has ("avx2 avx512 vnni bf16", "portable" for none), and for each kernel
+    ("mul_q4_0", "quant", "norm", "rope", "act", "attn") the one that serves it: "ref", "avx2",
+    "avx512" or "vnni".
+    """
+
+def cpu_limit(mask: int, /) -> None:
+    """Refill the kernel table for the instruction sets in mask that this machine has.
+
+    mask: sum of 1 (AVX2), 2 (AVX-512), 4 (VNNI) and 8 (BF16); 15 is everything. Tests only: no
+    other thread may be computing.
+    """
+
+def dtypes() -> dict[str, tuple[int, int, int]]:
+    """Tensor types by name: (ggml's number, values per block, bytes per block)."""
+
+def dequantize(type: int, data: Buffer, k: int, out: Buffer, /) -> None:
+    """Whole blocks to float32.
+
+    data: the bytes of k values of that type. out: writable float32 ``(k,)``, C-contiguous; receives
+    the values the format defines. Raises ArgumentError for an unknown type or a wrong size.
+    """
+
+def quantize(type: int, x: Buffer, k: int, out: Buffer, /) -> None:
+    """Rows of k float32 values to blocks.
+
+    x: float32 ``(rows, k)``, C-contiguous; every value finite and small enough for the type, its
+    scales in half precision included. out: writable uint8 of exactly the rows' bytes; untouched on
+    an error. The bytes are those of ggml's reference code. Releases the GIL.
+    Raises ArgumentError naming the value at fault, the type or the size; UnsupportedError for a
+    type that can be read but not written (the K and IQ4 types).
+    """
+
+def act_pack(x: Buffer, /) -> bytes:
+    """A row of float32 values rounded to 8 bits per 32, as mul wants it (layout in rvk.h).
+
+    x: float32, a multiple of 32 values. Raises ArgumentError otherwise.
+    """
+
+def mul(type: int, w: Buffer, n_rows: int, x: Buffer, k: int, out: Buffer, /) -> None:
+    """out[c, r] = w[r] . x[c].
+
+    w: the bytes of n_rows rows of k values. x: float32 ``(n_cols, k)``; packed first where the type
+    is quantised. out: writable float32 ``(n_cols, n_rows)``. Releases the GIL.
+    Raises ArgumentError for an unknown type or a wrong size.
+    """
+
+def rms_norm(x: Buffer, g: Buffer, eps: float, out: Buffer, /) -> None:
+    """Test hook: x / sqrt(mean(x^2) + eps) * g over float32 ``(n,)``."""
+
+def layer_norm(x: Buffer, g: Buffer, b: Buffer | None, eps: float, out: Buffer, /) -> None:
+    """Test hook: (x - mean) / sqrt(var + eps) * g + b over float32 ``(n,)``."""
+
+def rope(x: Buffer, n_heads: int, head_dim: int, cs: Buffer, neox: bool, /) -> None:
+    """Test hook: rotate float32 ``(n_heads, head_dim)`` in place.
+
+    cs: float32 ``(n_rot,)``, cos and sin of pair i at 2i and 2i + 1; n_rot is even.
+    """
+
+def swiglu(gate: Buffer, up: Buffer, out: Buffer, /) -> None:
+    """Test hook: silu(gate) * up over float32 ``(n,)``."""
+
+def gelu(x: Buffer, out: Buffer, /) -> None:
+    """Test hook: gelu in its tanh form over float32 ``(n,)``."""
+
+def add(a: Buffer, b: Buffer, out: Buffer, /) -> None:
+    """Test hook: a + b over float32 ``(n,)``."""
+
+def shortconv(
+    b: Buffer, c: Buffer, u: Buffer, taps: Buffer, state: Buffer, l: int, out: Buffer, /
+) -> None:
+    """Test hook: one token of the gated short convolution.
+
+    b, c, u, out: float32 ``(n,)``. taps: float32 ``(n, l)``. state: writable float32 ``(l - 1, n)``,
+    moved on by one row.
+    """
+
+def attn(
+    f16: bool,
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    n: int,
+    st_max: Buffer,
+    st_sum: Buffer,
+    acc: Buffer,
+    /,
+) -> None:
+    """Test hook: one block of n positions, at most 16, into the running softmax.
+
+    q: float32 ``(n_q, d)``. k, v: ``(n, d)`` of float16 or float32. st_max, st_sum: writable float32
+    ``(n_q,)``. acc: writable float32 ``(n_q, d)``.
+    """
+
+# from typing import TypedDict
+class CpuInfo(TypedDict):
+    """What :func:`cpu` returns."""
+
+    features: str
+    machine: str
+    kernels: dict[str, str]
+
+# ---- gguf ----
+
+class GGUF:
+    """An open GGUF file (all parts of a split one), read-only, memory-mapped.
+
+    Made by :func:`gguf_open` and :func:`gguf_open_bytes`. Every method but ``close`` raises
+    StateError once it is closed.
+    """
+
+    def version(self) -> int:
+        """Version of the format: 2 or 3."""
+    def alignment(self) -> int:
+        """Alignment of tensor data in bytes: a power of two, 8 to 65536."""
+    def file_bytes(self) -> int:
+        """Size of all parts in bytes."""
+    def n_kv(self) -> int:
+        """Number of metadata pairs, of the first part."""
+    def n_tensors(self) -> int:
+        """Number of tensors, of all parts."""
+    def kv(self, max_array: int, /) -> list[tuple[str, str, Any]]:
+        """``(key, type name, value)`` of every pair, in the file's order.
+
+        max_array: the most elements a list gets (each level of nested ones); -1: all.
+        Type names: u8 i8 u16 i16 u32 i32 f32 bool str u64 i64 f64, and ``arr[<element type>]``.
+        Bytes of a string that are not UTF-8 become U+FFFD. Raises ArgumentError below -1.
+        """
+    def get(self, key: str, /) -> Any | None:
+        """The whole value of a key: int, float, bool, str or (nested) list; None without it."""
+    def tensors(self) -> list[tuple[str, int, str, tuple[int, ...], int, int, int]]:
+        """``(name, type, type name, dims, offset, n_bytes, i_file)`` of every tensor.
+
+        dims: 1 to 4 numbers, the contiguous one first. offset: absolute in its file, in bytes.
+        i_file: which part, from 0.
+        """
+    def tensor_data(self, i: int, /) -> memoryview:
+        """The bytes of tensor i as they stand in the file: uint8 ``(n_bytes,)``, read-only.
+
+        Zero-copy; keeps the GGUF alive. Raises ArgumentError unless 0 <= i < n_tensors().
+        """
+    def close(self) -> None:
+        """Unmap the file; a second call does nothing. BufferError while tensor views exist."""
+
+def gguf_open(path: str | bytes | PathLike[str], /) -> GGUF:
+    """Open a GGUF file; of a split one (any part given) all parts. The GIL is released.
+
+    Raises NotFoundError, FileError, FormatError (bytes that are no valid GGUF),
+    UnsupportedError (big-endian, version 1, a tensor type or a count this build does not read).
+    """
+
+def gguf_open_bytes(data: bytes, /) -> GGUF:
+    """The same over bytes in memory, which are kept alive. TypeError for anything but bytes."""
+
+# ---- sampler ----
+
+@final
+class Sampler:
+    """Chooses tokens from logits.  Made by sampler_new; one thread at a time."""
+
+    def accept(self, ids: Sequence[int] | Buffer, /) -> None:
+        """Tell the penalties about tokens already in the text.
+
+        ids: int32 array or integers in 0 .. n_vocab - 1.  On an error nothing is remembered.
+        Raises ArgumentError for an id outside the range, StateError while another thread is inside.
+        """
+
+    def sample(
+        self, logits: Buffer, pos: int, allow: Buffer | None, /
+    ) -> tuple[int, float, tuple[int, ...], tuple[float, ...]]:
+        """Choose a token; it is remembered for the penalties.
+
+        logits: float32 ``(n_vocab,)``, C-contiguous, not changed.  pos: 0 .. 2**64 - 1, the index
+        of the generated token; the random number depends on (seed, pos) alone.
+        allow: int32 or uint32 ``(ceil(n_vocab / 32),)``, bit i % 32 of word i // 32 allows token i.
+        Returns (id, logprob, top_ids, top_logprobs): nats, of the softmax of the logits as given;
+        the tops falling, ties by id, empty when n_logprobs is 0, without tokens of logit -inf.
+        Raises ArgumentError for a wrong buffer or a NaN, StateError when no token is allowed.
+        """
+
+def sampler_new(
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    typical_p: float,
+    repeat_penalty: float,
+    frequency_penalty: float,
+    presence_penalty: float,
+    penalty_last_n: int,
+    seed: int,
+    bias_ids: Sequence[int] | Buffer,
+    bias: Sequence[float],
+    n_logprobs: int,
+    n_vocab: int,
+    /,
+) -> Sampler:
+    """A sampler: bias, penalties, mask, top-k, typical, top-p, min-p, temperature, draw.
+
+    temperature: >= 0, 0 is greedy.  top_k: >= 0, 0 off.  top_p, typical_p: (0, 1], 1 off.
+    min_p: [0, 1], 0 off.  repeat_penalty: > 0, 1 off.  frequency_penalty, presence_penalty:
+    -100 .. 100.  penalty_last_n: -1 (all) .. 2**20 tokens, 0 none.  seed: 0 .. 2**64 - 1.
+    bias_ids: distinct ids; bias: as many numbers, finite or -inf (bans).  n_logprobs: 0 .. 100.
+    Floats are rounded to float32.  Raises ArgumentError naming the parameter, value and range.
+    """
+
+# ---- store ----
+
+class Store:
+    """memory.db in a folder (made when missing), with its own writer thread.
+
+    dir: the folder. queue_depth: rows, 0: 10,000. queue_bytes: 0: 256 MiB. max_batch: rows per
+    commit, 0: 100. max_wait_ms: 0: 1000. busy_timeout_ms: 0: 5000.
+    Raises FileError, FormatError, UnsupportedError (newer schema), StateError (the file was open
+    when this process was forked), ArgumentError.
+    """
+
+    def __new__(
+        cls,
+        dir: str | os.PathLike[str],
+        queue_depth: int = 0,
+        queue_bytes: int = 0,
+        max_batch: int = 0,
+        max_wait_ms: int = 0,
+        busy_timeout_ms: int = 0,
+        /,
+    ) -> Store: ...
+    @property
+    def path(self) -> str:
+        """The file, absolute."""
+
+    def witness_put(self, entry: dict[str, object], critical: bool = False, /) -> str:
+        """Queue an entry and return its id; with critical return when it is on the disk.
+
+        entry: column to value (str, bytes, int, float or None), JSON columns as text.
+        Raises ArgumentError, FullError (queue full), StateError; critical: FileError, FormatError.
+        """
+
+    def write(self, name: str, args: tuple[int | str | None, ...], /) -> None:
+        """Queue another row: "digest" (path, size, mtime_ns, inode, digest), "meta" (key, value)."""
+
+    def query(self, name: str, args: tuple[int | str | None, ...], /) -> list[dict[str, Any]]:
+        """Rows of a named query, column to value; it sees what is committed.
+
+        "witness_get" (id or its beginning); "witness_list" (since_ms, until_ms, session_id,
+        model_name, kind, limit, offset); "witness_count" (the first five); "digest" (path, size,
+        mtime_ns, inode); "meta" (key).
+        """
+
+    def flush(self, timeout_s: float = -1.0, durable: bool = True, /) -> None:
+        """Wait until all that is queued is committed, and with durable on the disk.
+
+        timeout_s: seconds, negative: no limit. Raises StateError when it is over, FileError when a
+        commit failed (rows stay queued), FormatError when the table refused rows since the last
+        flush.
+        """
+
+    def close(self) -> None:
+        """Write what waits, stop the thread, close the file; again: nothing. As flush, raises."""
+
+    def new_id(self) -> str:
+        """A new UUID, version 7; later ones sort after earlier ones."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counters: queued, written, dropped, failed, batches, retries, queue_depth, queue_bytes,
+        queued_seq, committed_seq, durable_seq (int), failing, ofd_locks (bool), last_error (str).
+        """
