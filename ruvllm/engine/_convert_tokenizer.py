@@ -575,7 +575,7 @@ def _ends(v: Vocab, file: Config | None, extra: Config, ids: dict[str, int]) -> 
 
 def _template_ends(step: dict[str, Any], ids: dict[str, int]) -> tuple[int | None, int | None]:
     """Ids of the tokens that TemplateProcessing puts before and after a single text."""
-    names = []
+    names: list[Any] = []
     for part in step.get("single") or []:
         names.append((part.get("SpecialToken") or {}).get("id"))
     if names.count(None) != 1 or len(names) > 3:
