@@ -872,3 +872,28 @@ def test_the_engine_embeds_what_bert_does(tmp_path: Path) -> None:
     with ruvllm.Model(tmp_path / "a.gguf", n_threads=1) as m:
         got = np.asarray(m.embed([ids]))[0]
     assert float(got @ forward(c, weights_of(c), ids)) > 0.99999
+
+
+def test_converted_tokenizers_run(tmp_path: Path) -> None:
+    """Ids of the tiny vocabularies, worked out by hand from their merges."""
+    convert(folder(tmp_path / "m", "llama"), tmp_path / "a.gguf")
+    t = ruvllm.Tokenizer(tmp_path / "a.gguf")
+    hell, the = 258, 260  # he + ll, Ġt + he
+    assert t.tokenize("hello the") == [261, hell, ord("o"), the]
+    assert t.tokenize("<tool>hell", bos=False) == [263, hell]  # user-defined: in any text
+    control = t.tokenize("<|end|>", bos=False)
+    assert len(control) == len("<|end|>") and 262 not in control
+    assert t.tokenize("<|end|>", bos=False, special=True) == [262]
+    assert t.detokenize([hell, the, 263]) == "hell the<tool>"
+
+    convert(folder(tmp_path / "b", "bert"), tmp_path / "b.gguf")
+    t = ruvllm.Tokenizer(tmp_path / "b.gguf")
+    assert t.encode("Hello WORLDS, héllo", bos=True, eos=True) == [2, 5, 6, 7, 1, 5, 3]
+    change(
+        tmp_path / "b",
+        "tokenizer.json",
+        normalizer=word_tokenizer()["normalizer"] | {"lowercase": False},
+    )
+    convert(tmp_path / "b", tmp_path / "b.gguf")
+    t = ruvllm.Tokenizer(tmp_path / "b.gguf")
+    assert t.encode("Hello worlds", bos=True, eos=True) == [2, 1, 6, 7, 3]
