@@ -13,8 +13,8 @@ C_FILES = $(shell git ls-files '*.c' '*.h')
 .PHONY: demo test bench system lint ctest pytest clean dev
 
 demo: .venv/installed
-	@echo; echo '$$ ruvllm run "reverse apple river stone"'
-	@$(BIN)/ruvllm run "reverse apple river stone"
+	@echo; echo '$$ ruvllm run "reverse desert chair water rabbit"'
+	@$(BIN)/ruvllm run "reverse desert chair water rabbit"
 	@echo '$$ ruvllm run "tools play search | put on the song river"'
 	@$(BIN)/ruvllm run "tools play search | put on the song river"
 	@echo '$$ ruvllm witness list --limit 2'

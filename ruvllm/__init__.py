@@ -3,7 +3,7 @@
 import ruvllm
 
 model = ruvllm.Model()                       # the bundled model; or Model("some.gguf")
-print(model.chat([{"role": "user", "content": "reverse apple river stone"}]))
+print(model.chat([{"role": "user", "content": "reverse desert chair water rabbit"}]))
 """
 
 from ruvllm._core import Cancel

@@ -5,9 +5,9 @@ part is implemented by the file of its name in ``csrc/py``.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from typing import Any, TypeAlias, TypedDict, final
+from typing import Any, Literal, TypeAlias, TypedDict, final
 
 import numpy as np
 from typing_extensions import Buffer as _Buffer
@@ -59,11 +59,8 @@ class Model:
         """The open file; it keeps the model alive."""
 
     def embed(
-        self,
-        tokens: Sequence[int] | Buffer,
-        lengths: Sequence[int] | Buffer,
-        cancel: Cancel | None,
-        /,
+        self, tokens: Sequence[int] | Buffer, lengths: Sequence[int] | Buffer,
+        cancel: Cancel | None, /,
     ) -> Array:
         """Embeddings of texts that stand one after another in tokens.
 
@@ -72,13 +69,8 @@ class Model:
         """
 
 def model_open(
-    path: str,
-    n_threads: int,
-    kv_type: int,
-    n_batch: int,
-    prefault: bool,
-    progress: Callable[[float], object] | None,
-    /,
+    path: str, n_threads: int, kv_type: int, n_batch: int, prefault: bool,
+    progress: Callable[[float], object] | None, /,
 ) -> Model:
     """Open a GGUF model; 0 means the default of n_threads, kv_type and n_batch.
 

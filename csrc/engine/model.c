@@ -196,7 +196,7 @@ size_t rv_model_state_floats(const rv_model *m) {
 rv_status rv_model_check_ids(const rv_model *m, const int32_t *tok, size_t n, rv_err *err) {
     for (size_t i = 0; i < n; i++)
         if (tok[i] < 0 || tok[i] >= m->net->n_vocab)
-            return rv_fail(err, RV_EARG, "token %zu: id is %d, want 0 .. %d", i, tok[i],
+            return rv_fail(err, RV_EARG, "tokens[%zu]: is %d, want 0 .. %d", i, tok[i],
                            m->net->n_vocab - 1);
     return RV_OK;
 }

@@ -72,7 +72,7 @@ class Generation(Iterator[Chunk]):
         self._sampler = params.sampler(int(model.info()["n_vocab"]))
         self._sampler.accept(prompt)
         self._session = _core.session_new(model, n_ctx)
-        self._text = TextStream(self._piece, params.stop)
+        self._text = TextStream(tokenizer.piece if tokenizer else _no_text, params.stop)
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._shown: list[str] = []
@@ -123,9 +123,6 @@ class Generation(Iterator[Chunk]):
             return self._finish("cancelled")
 
     # -- how it works -------------------------------------------------------------------------
-
-    def _piece(self, token: int) -> bytes:
-        return b"" if self._tokenizer is None else self._tokenizer.piece(token)
 
     def _prefill(self) -> None:
         for i in range(0, len(self._prompt), _PREFILL_STEP):
@@ -197,3 +194,7 @@ class Generation(Iterator[Chunk]):
         self._result = result  # so that a recorder that fails does not lose the reply
         self._result = dataclasses.replace(result, witness_id=self._record(result))
         return Chunk(text + tail, tokens, tuple(self._logprobs[-1:]) if tokens else ())
+
+
+def _no_text(token: int) -> bytes:
+    return b""

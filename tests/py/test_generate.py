@@ -16,8 +16,8 @@ import pytest
 import ruvllm
 from ruvllm import _core
 
-PROMPT = "reverse apple river stone<ans>"
-ASK = [{"role": "user", "content": "reverse apple river stone"}]
+PROMPT = "reverse desert chair water rabbit<ans>"
+ASK = [{"role": "user", "content": "reverse desert chair water rabbit"}]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def model() -> Iterator[ruvllm.Model]:
 
 def test_the_bundled_model_answers(model: ruvllm.Model) -> None:
     r = model.chat(ASK)
-    assert r.text == "stone river apple" == str(r)
+    assert r.text == "rabbit water chair desert" == str(r)
     assert r.finish_reason == "stop" and r.stop is None and r.witness_id is None
     assert model.detokenize(r.tokens) == r.text
     assert r.tokens[-1] == model.tokenizer.eos  # type: ignore[union-attr]
@@ -115,8 +115,8 @@ def test_lengths_and_stops(model: ruvllm.Model) -> None:
     assert model.generate(PROMPT, special=True, max_tokens=0).tokens == ()
     r = model.generate(PROMPT, special=True, max_tokens=1)
     assert r.finish_reason == "length" and len(r.tokens) == 1
-    r = model.generate(PROMPT, special=True, stop=["never", " riv"])
-    assert r.text == "stone" and r.stop == " riv" and r.finish_reason == "stop"
+    r = model.generate(PROMPT, special=True, stop=["never", " wat"])
+    assert r.text == "rabbit" and r.stop == " wat" and r.finish_reason == "stop"
     r = model.generate("a b", max_tokens=None, ignore_eos=True)
     assert r.finish_reason == "length" and len(r.prompt_tokens) + len(r.tokens) == model.n_ctx + 1
     small = ruvllm.Model(n_ctx=16, n_threads=1, witness=False)
@@ -262,9 +262,9 @@ def test_bad_prompts(model: ruvllm.Model) -> None:
         model.generate([])
     with pytest.raises(ruvllm.FullError, match="prompt: has 300 tokens, want at most .* 256"):
         model.generate([1] * 300)
-    with pytest.raises(ruvllm.ArgumentError, match="id is 768, want 0 .. 767"):
+    with pytest.raises(ruvllm.ArgumentError, match="is 768, want 0 (to|..) 767"):
         model.generate([768])
-    with pytest.raises(ruvllm.ArgumentError, match="id is -1, want 0 .. 767"):
+    with pytest.raises(ruvllm.ArgumentError, match="is -1, want 0 (to|..) 767"):
         model.generate([-1])
     with pytest.raises(ruvllm.ArgumentError, match="lone surrogate"):
         model.generate("a\ud800b")
