@@ -255,16 +255,13 @@ def _llama3_factors(
     return (1 / ((1 - mix) / factor + mix)).astype(np.float32)
 
 
-def _mlp(p: Plan, blk: str, hf: str, sizes: tuple[int, int], *, bias: bool) -> None:
-    n_embd, n_ff = sizes
+def _mlp(p: Plan, blk: str, hf: str, n_embd: int, n_ff: int) -> None:
     for ours, theirs, n_out, n_in in (
         ("ffn_gate", "gate_proj", n_ff, n_embd),
         ("ffn_up", "up_proj", n_ff, n_embd),
         ("ffn_down", "down_proj", n_embd, n_ff),
     ):
         p.matrix(f"{blk}.{ours}", f"{hf}.mlp.{theirs}", n_out, n_in)
-        if bias:
-            p.vector(f"{blk}.{ours}.bias", f"{hf}.mlp.{theirs}.bias", n_out)
 
 
 # ---------------------------------------------------------------- architectures
@@ -284,6 +281,7 @@ class _Decoder:
     def __call__(self, c: Config, names: set[str]) -> Plan:
         """The plan of one checkpoint."""
         c.only("hidden_act", "silu", "silu")
+        c.only("mlp_bias", False, False)
         n_embd, n_ff = c.int("hidden_size"), c.int("intermediate_size")
         n_head, n_kv, d = _heads(c, self.head_dim)
         p = Plan(self.arch, c.int("vocab_size"))
@@ -321,7 +319,7 @@ class _Decoder:
             for x in "qk":
                 p.vector(f"{blk}.attn_{x}_norm.weight", f"{hf}.self_attn.{x}_norm.weight", d)
         p.vector(f"{blk}.ffn_norm.weight", f"{hf}.post_attention_layernorm.weight", n_embd)
-        _mlp(p, blk, hf, (n_embd, c.int("intermediate_size")), bias=c.flag("mlp_bias", False))
+        _mlp(p, blk, hf, n_embd, c.int("intermediate_size"))
 
     def _window(self, p: Plan, c: Config) -> None:
         if self.window:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ _BY_REGEX: Final = {
     _WORDS_LLAMA3: "llama-bpe",
     _WORDS_LLAMA3.replace("{1,3}", ""): "qwen2",
 }
+_WHOLE_WORDS_FIRST: Final = ("llama-bpe", "lfm2")  # a word that is a token is not merged
 _KINDS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _KEY_OF: Final = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # sic: ggml's spelling
 
@@ -244,10 +246,31 @@ def _byte_bpe(file: Config) -> Vocab:
             )
     pre = _pre_name(_parts(file.get("pre_tokenizer"), "pretokenizers"))
     tokens, types, ids = _table(file)
-    merges = [f"{a} {b}" for a, b in _merges(file, ids)]
-    v = Vocab("gpt2", pre, tokens, types, merges=merges)
-    v.flags["ignore_merges"] = model.flag("ignore_merges", False)
-    return v
+    pairs = _merges(file, ids)
+    if model.flag("ignore_merges", False) != (pre in _WHOLE_WORDS_FIRST):
+        _check_reachable([t for t, k in zip(tokens, types, strict=True) if k == NORMAL], pairs)
+    return Vocab("gpt2", pre, tokens, types, merges=[f"{a} {b}" for a, b in pairs])
+
+
+def _check_reachable(tokens: list[str], pairs: list[tuple[str, str]]) -> None:
+    """Refuse a token that merges do not make out of its own letters.
+
+    Whether a word that is a token is looked up whole before merging follows from the name of the
+    pre-tokenizer in a GGUF.  Where the file says otherwise, the two agree only if merging finds
+    every token.
+    """
+    ranks = {pair: i for i, pair in enumerate(pairs)}
+    for token in tokens:
+        parts = list(token)
+        while len(parts) > 1:
+            best = min(pairwise(parts), key=lambda p: ranks.get(p, len(ranks)))
+            if best not in ranks:
+                raise UnsupportedError(
+                    f"tokenizer.json: model.ignore_merges: token {token!r} is not what its merges "
+                    "give, and a GGUF cannot say which of the two holds"
+                )
+            i = next(i for i, p in enumerate(pairwise(parts)) if p == best)
+            parts[i : i + 2] = [best[0] + best[1]]
 
 
 def _pre_name(steps: list[dict[str, Any]]) -> str:
@@ -268,7 +291,9 @@ def _pre_name(steps: list[dict[str, Any]]) -> str:
     if len(cuts) == 1 and cuts[0].get("type") == "Split" and not by_gpt2:
         step = cuts[0]
         regex = (step.get("pattern") or {}).get("Regex")
-        plain = step.get("behavior") == "Isolated" and not step.get("invert", False)
+        # Every character is part of some match, so dropping what lies between drops nothing.
+        behavior = step.get("behavior"), step.get("invert", False)
+        plain = behavior in (("Isolated", False), ("Removed", True))
         if plain and regex in _BY_REGEX:
             return _BY_REGEX[regex]
         raise UnsupportedError(
@@ -417,23 +442,22 @@ def _from_sentencepiece(path: Path, file: Config | None, extra: Config) -> Vocab
 
 def _word_piece(file: Config) -> Vocab:
     prefix = file.map("model").get("continuing_subword_prefix", "##")
-    for step in _parts(file.get("normalizer"), "normalizers"):
-        c = Config(step, "tokenizer.json: normalizer")
-        c.only("type", None, "BertNormalizer")
-        c.only("lowercase", True, True)
-        c.only("strip_accents", None, None, True)
-        c.only("handle_chinese_chars", True, True)
-        c.only("clean_text", True, True)
+    steps = _parts(file.get("normalizer"), "normalizers")
+    if len(steps) != 1:
+        raise UnsupportedError(f"tokenizer.json: normalizer {_outline(steps)}, want BertNormalizer")
+    norm = Config(steps[0], "tokenizer.json: normalizer")
+    norm.only("type", None, "BertNormalizer")
+    norm.only("handle_chinese_chars", True, True)
+    norm.only("clean_text", True, True)
     for step in _parts(file.get("pre_tokenizer"), "pretokenizers"):
         Config(step, "tokenizer.json: pre_tokenizer").only("type", None, "BertPreTokenizer")
     tokens, types, _ = _table(file)
-    return _phantom(tokens, types, prefix)
+    return _phantom(tokens, types, prefix, norm)
 
 
 def _from_vocab_txt(path: Path, extra: Config) -> Vocab:
-    extra.only("do_lower_case", True, True)
-    extra.only("strip_accents", None, None, True)
     extra.only("tokenize_chinese_chars", True, True)
+    norm = Config({**extra.values, "lowercase": extra.get("do_lower_case")}, extra.file)
     try:
         tokens = path.read_text("utf-8").split("\n")
     except UnicodeDecodeError as e:
@@ -442,10 +466,10 @@ def _from_vocab_txt(path: Path, extra: Config) -> Vocab:
         tokens.pop()
     tokens = [t.removesuffix("\r") for t in tokens]
     special = {_content(extra.get(f"{kind}_token", f"[{kind.upper()}]")) for kind in _KINDS[2:]}
-    return _phantom(tokens, [CONTROL if t in special else NORMAL for t in tokens], "##")
+    return _phantom(tokens, [CONTROL if t in special else NORMAL for t in tokens], "##", norm)
 
 
-def _phantom(tokens: list[str], types: list[int], prefix: str) -> Vocab:
+def _phantom(tokens: list[str], types: list[int], prefix: str, norm: Config) -> Vocab:
     """llama.cpp's spelling: the start of a word carries a mark, its continuation none."""
 
     def spell(token: str, kind: int) -> str:
@@ -457,7 +481,9 @@ def _phantom(tokens: list[str], types: list[int], prefix: str) -> Vocab:
 
     spelled = [spell(t, k) for t, k in zip(tokens, types, strict=True)]
     v = Vocab("bert", "default", spelled, types)
-    v.flags |= {"normalizer.lowercase": True, "normalizer.strip_accents": True}
+    lower = norm.flag("lowercase", True)
+    v.flags["normalizer.lowercase"] = lower
+    v.flags["normalizer.strip_accents"] = norm.flag("strip_accents", lower)
     return v
 
 
@@ -549,7 +575,7 @@ def _ends(v: Vocab, file: Config | None, extra: Config, ids: dict[str, int]) -> 
 
 def _template_ends(step: dict[str, Any], ids: dict[str, int]) -> tuple[int | None, int | None]:
     """Ids of the tokens that TemplateProcessing puts before and after a single text."""
-    names = []
+    names: list[Any] = []
     for part in step.get("single") or []:
         names.append((part.get("SpecialToken") or {}).get("id"))
     if names.count(None) != 1 or len(names) > 3:

@@ -170,8 +170,7 @@ def read_raw_kv(path: Path) -> list[tuple[str, bytes]]:
     For copying exactly: strings that are not UTF-8, nested arrays and the spelling of NaN survive.
     path: one that the core has opened, and so checked; of a split model the first part.
     """
-    data = path.read_bytes() if path.stat().st_size < 1 << 16 else np.memmap(path, np.uint8, "r")
-    view = memoryview(data).cast("B")
+    view = np.memmap(path, np.uint8, "r").data  # a GGUF is never empty
     _, _, _, n_kv = struct.unpack_from("<4sIQQ", view)
     at, out = 24, []
     for _ in range(n_kv):

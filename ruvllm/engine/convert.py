@@ -26,6 +26,7 @@ from ruvllm.engine._convert_weights import Checkpoint, F32Array, Stored, read_js
 from ruvllm.engine._gguf_writer import DType, GGUFWriter
 from ruvllm.engine.quantize import (
     Fallback,
+    Policy,
     Progress,
     RowPipeline,
     TypeTotal,
@@ -140,7 +141,8 @@ def _match(
     jobs = [_Job(t, have[t.source], want) for t in plan.tensors]
     jobs += [_Job(Wanted(n, n, a.shape, a.shape), None, want) for n, a in plan.made.items()]
     head = "output.weight" if "lm_head.weight" in needed else "token_embd.weight"
-    return [_typed(j, head, out, pure=pure) for j in jobs]
+    policy = Policy(want, plan.arch, head, pure)
+    return [_typed(j, policy, out) for j in jobs]
 
 
 def _refuse(what: str, names: Sequence[str], why: str) -> None:
@@ -150,14 +152,14 @@ def _refuse(what: str, names: Sequence[str], why: str) -> None:
         raise FormatError(f"weights: {what}: {shown}{more}{why}")
 
 
-def _typed(j: _Job, head: str, out: ConvertResult, *, pure: bool) -> _Job:
+def _typed(j: _Job, policy: Policy, out: ConvertResult) -> _Job:
     t, have = j.want, j.have
     if have is not None and have.shape != t.shape:
         raise FormatError(
             f"{have.file.name}: tensor {have.name!r}: found shape {list(have.shape)}, "
             f"want {list(t.shape)}"
         )
-    to = choose_type(t.name, t.dims, j.to, pure=pure, head=head)
+    to = choose_type(t.name, t.dims, policy)
     if to.name == "f16" and j.to.name != "f16" and t.dims[0] % j.to.block_values:
         out.fallbacks.append(Fallback(t.name, t.dims[0], j.to.name, to.name))
     values = prod(t.dims)

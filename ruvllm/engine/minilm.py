@@ -39,7 +39,7 @@ def minilm_source() -> tuple[Path, str]:
 def minilm_path(type: str = "f32") -> Path:
     """The GGUF of all-MiniLM-L6-v2, made on first use and reused afterwards.
 
-    type: of the matrices, one of those of `quantize`: ``f32`` (91 MB), ``q8_0`` (25 MB), ...
+    type: of the matrices, one of those of `quantize`: ``f32`` (91 MB), ``q8_0`` (26 MB), ...
     Returns ``<home>/models/all-MiniLM-L6-v2-<package version>-<type>.gguf``.
     Safe against other threads and processes: the file appears when it is complete.
     Raises UnsupportedError without the package or safetensors, FileError when it cannot be written.

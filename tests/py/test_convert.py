@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import ruvllm
 from ruvllm import _core
 from ruvllm._errors import (
     ArgumentError,
@@ -174,6 +175,8 @@ def weights_of(c: dict[str, Any], seed: int = 7) -> Tensors:
                 if arch == "Qwen2ForCausalLM" or c.get("attention_bias"):
                     vec(f"{h}.self_attn.{x}_proj.bias", n * d, 0)
             mat(f"{h}.self_attn.{'out' if lfm2 else 'o'}_proj", E, heads * d)
+            if c.get("attention_bias"):
+                vec(f"{h}.self_attn.o_proj.bias", E, 0)
             if lfm2 or arch == "Qwen3ForCausalLM":
                 for x in "qk":
                     vec(f"{h}.self_attn.{x}_{'layer' if lfm2 else ''}norm.weight", d)
@@ -345,7 +348,8 @@ def forward(c: dict[str, Any], t: Tensors, ids: list[int]) -> np.ndarray:
                 q, k = norm(q, t[per_head.format("q")], eps), norm(k, t[per_head.format("k")], eps)
             q, k = rotate(q, inv, scale), rotate(k, inv, scale)
             y = attend(q, k, v, c.get("sliding_window") or n)
-            x = x + y @ t[f"{p}.{'out' if lfm2 else 'o'}_proj.weight"].T
+            y = y @ t[f"{p}.{'out' if lfm2 else 'o'}_proj.weight"].T
+            x = x + y + t.get(f"{p}.o_proj.bias", 0.0)
         a = norm(
             x, t[f"{h}.ffn_norm.weight" if lfm2 else f"{h}.post_attention_layernorm.weight"], eps
         )
@@ -660,6 +664,7 @@ CONFIG_ERRORS: list[tuple[str, dict[str, Any], type[RuvllmError], str]] = [
     ("llama", {"rms_norm_eps": ...}, FormatError, "rms_norm_eps: is missing"),
     ("llama", {"rms_norm_eps": -1}, FormatError, "rms_norm_eps: found -1"),
     ("llama", {"hidden_act": "gelu"}, UnsupportedError, "hidden_act: found 'gelu', want 'silu'"),
+    ("llama", {"mlp_bias": True}, UnsupportedError, "mlp_bias: found True, want False"),
     ("llama", {"partial_rotary_factor": 0.5}, UnsupportedError, "partial_rotary_factor"),
     ("llama", {"quantization_config": {}}, UnsupportedError, "quantised"),
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, UnsupportedError, "'dynamic'"),
@@ -821,3 +826,74 @@ def test_tensor_bytes_are_where_we_say(tmp_path: Path) -> None:
     c = Checkpoint(tmp_path)
     for name, a in t.items():
         np.testing.assert_array_equal(c.tensors[name].rows(3, slice(None)), a)
+
+
+# ---------------------------------------------------------------- the engine agrees
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((arch, {}) for arch in ARCHS if arch != "bert"),
+    ("mistral", {"sliding_window": 5}),
+    ("llama", {"rope_scaling": LLAMA3_ROPE}),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+    ("qwen2", {"rope_scaling": YARN}),
+    ("qwen3", {"rope_parameters": YARN | {"rope_theta": 5000.0, "attention_factor": 1.5}}),
+    ("llama", {"rope_scaling": YARN | {"beta_fast": 16, "beta_slow": 2}}),
+    ("lfm2", {"layer_types": ["full_attention", "conv", "full_attention"]}),
+    ("llama", {"attention_bias": True}),
+    ("qwen3", {"attention_bias": True, "head_dim": 16}),
+]
+IDS = [5, 17, 200, 33, 4, 9, 9, 120, 64, 2, 77, 250]
+
+
+@pytest.mark.parametrize(("arch", "changes"), CASES, ids=lambda x: str(x)[:40])
+def test_the_engine_computes_what_the_checkpoint_does(
+    tmp_path: Path, arch: str, changes: dict[str, Any]
+) -> None:
+    c = config_of(arch) | changes
+    convert(folder(tmp_path / "m", arch, **changes), tmp_path / "a.gguf", type="f32")
+    want = forward(c, weights_of(c), IDS)
+    with ruvllm.Model(tmp_path / "a.gguf", n_threads=1) as m:
+        got = np.asarray(m.logits(IDS))
+    assert np.abs(got - want).max() < 1e-4 * want.std(1).min()
+
+
+def test_the_engine_embeds_what_bert_does(tmp_path: Path) -> None:
+    c = config_of("bert")
+    convert(folder(tmp_path / "m", "bert"), tmp_path / "a.gguf", type="f32", pooling="mean")
+    ids = [i for i in IDS if i < VOCAB]
+    with ruvllm.Model(tmp_path / "a.gguf", n_threads=1) as m:
+        got = np.asarray(m.embed([ids]))[0]
+    assert float(got @ forward(c, weights_of(c), ids)) > 0.99999
+
+
+def test_converted_tokenizers_run(tmp_path: Path) -> None:
+    """Ids of the tiny vocabularies, worked out by hand from their merges."""
+    convert(folder(tmp_path / "m", "llama"), tmp_path / "a.gguf")
+    t = ruvllm.Tokenizer(tmp_path / "a.gguf")
+    hell, the = 258, 260  # he + ll, Ġt + he
+    assert t.tokenize("hello the") == [261, hell, ord("o"), the]
+    assert t.tokenize("<tool>hell", bos=False) == [263, hell]  # user-defined: in any text
+    control = t.tokenize("<|end|>", bos=False)
+    assert len(control) == len("<|end|>") and 262 not in control
+    assert t.tokenize("<|end|>", bos=False, special=True) == [262]
+    assert t.detokenize([hell, the, 263]) == "hell the<tool>"
+
+    convert(folder(tmp_path / "b", "bert"), tmp_path / "b.gguf")
+    t = ruvllm.Tokenizer(tmp_path / "b.gguf")
+    assert t.encode("Hello WORLDS, héllo", bos=True, eos=True) == [2, 5, 6, 7, 1, 5, 3]
+    change(
+        tmp_path / "b",
+        "tokenizer.json",
+        normalizer=word_tokenizer()["normalizer"] | {"lowercase": False},
+    )
+    convert(tmp_path / "b", tmp_path / "b.gguf")
+    t = ruvllm.Tokenizer(tmp_path / "b.gguf")
+    assert t.encode("Hello worlds", bos=True, eos=True) == [2, 1, 6, 7, 3]

@@ -121,7 +121,7 @@ def test_byte_bpe(tmp_path: Path) -> None:
     assert v.types == [NORMAL] * 5 + [CONTROL, USER, UNUSED, CONTROL]
     assert v.merges == ["a b", "Ġ ab"] and v.scores is None
     assert v.special == {"bos": 5, "eos": 8}
-    assert v.flags == {"ignore_merges": False, "add_bos_token": False, "add_eos_token": False}
+    assert v.flags == {"add_bos_token": False, "add_eos_token": False}
     v.pad_to(11)
     assert v.tokens[9:] == ["[PAD9]", "[PAD10]"] and v.types[9:] == [UNUSED] * 2
     with pytest.raises(FormatError, match="found 11 tokens, the embedding has 10 rows"):
@@ -148,6 +148,7 @@ def test_padding_never_repeats_a_token(tmp_path: Path) -> None:
         (split(GPT2), "llama", "gpt-2"),
         (split(LLAMA3), "llama", "llama-bpe"),
         (split(LLAMA3), "lfm2", "lfm2"),
+        (split(LLAMA3, behavior="Removed", invert=True), "llama", "llama-bpe"),
         (split(QWEN2), "qwen2", "qwen2"),
         (split(QWEN2), "llama", "qwen2"),
         (DIGITS, "llama", "smollm"),
@@ -219,6 +220,26 @@ def test_broken_byte_bpe(
 ) -> None:
     with pytest.raises(error, match=message):
         read(tmp_path, but(BPE, *path, to=to))
+
+
+def test_ignore_merges_must_not_matter_or_be_what_the_name_means(tmp_path: Path) -> None:
+    """llama-bpe looks a word up before merging it, gpt-2 does not."""
+    odd = but(BPE, "model", "vocab", "ba", to=7)  # no merge makes it
+    for pre, says, refused in (
+        (level(True), False, False),
+        (level(True), True, True),
+        (split(LLAMA3), True, False),
+        (split(LLAMA3), False, True),
+    ):
+        for tok in (BPE, odd):
+            new = but(but(tok, "pre_tokenizer", to=pre), "model", "ignore_merges", to=says)
+            if refused and tok is odd:
+                with pytest.raises(
+                    UnsupportedError, match="token 'ba' is not what its merges give"
+                ):
+                    read(tmp_path, new)
+            else:
+                read(tmp_path, new)
 
 
 def test_nfc_is_accepted(tmp_path: Path) -> None:
@@ -323,15 +344,31 @@ def test_vocab_txt_gives_the_same(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("hello\nworld\n")
     with pytest.raises(FormatError, match="no cls token"):
         read(tmp_path, arch="bert")
-    with pytest.raises(UnsupportedError, match="do_lower_case"):
-        read(tmp_path, arch="bert", tokenizer_config={"do_lower_case": False})
+    with pytest.raises(UnsupportedError, match="tokenize_chinese_chars"):
+        read(tmp_path, arch="bert", tokenizer_config={"tokenize_chinese_chars": False})
+
+
+@pytest.mark.parametrize(
+    ("lower", "strip", "want"),
+    [(True, None, (True, True)), (False, None, (False, False)), (False, True, (False, True)),
+     (True, False, (True, False)), (None, None, (True, True))],
+)  # fmt: skip
+def test_case_and_accents(tmp_path: Path, lower: Any, strip: Any, want: tuple[bool, bool]) -> None:
+    norm = WORD_PIECE["normalizer"] | {"lowercase": lower, "strip_accents": strip}
+    a = read(
+        tmp_path, but(WORD_PIECE, "normalizer", to=norm), arch="bert", tokenizer_config=WORD_NAMES
+    )
+    assert (a.flags["normalizer.lowercase"], a.flags["normalizer.strip_accents"]) == want
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    names = WORD_NAMES | {"do_lower_case": lower, "strip_accents": strip}
+    assert read(tmp_path, arch="bert", tokenizer_config=names) == a
 
 
 @pytest.mark.parametrize(
     ("path", "to", "message"),
     [
-        (("normalizer", "lowercase"), False, "lowercase: found False"),
-        (("normalizer", "strip_accents"), False, "strip_accents: found False"),
+        (("normalizer",), None, "normalizer none, want BertNormalizer"),
         (("normalizer", "handle_chinese_chars"), False, "handle_chinese_chars"),
         (("normalizer", "clean_text"), False, "clean_text"),
         (("normalizer",), {"type": "NFD"}, "type: found 'NFD'"),

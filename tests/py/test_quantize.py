@@ -47,9 +47,11 @@ def weights(seed: int = 0, **extra: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {n: rng.standard_normal(s, dtype=np.float32) for n, s in (SHAPES | extra).items()}
 
 
-def make(path: Path, tensors: dict[str, np.ndarray], kind: str = "f32") -> Path:
+def make(
+    path: Path, tensors: dict[str, np.ndarray], kind: str = "f32", arch: str = "llama"
+) -> Path:
     with GGUFWriter(path) as w:
-        w.add_kv("general.architecture", "str", "llama")
+        w.add_kv("general.architecture", "str", arch)
         w.add_kv("general.file_type", "u32", 0)
         w.add_kv("tokenizer.ggml.tokens", "arr[str]", ["a", b"\xff", "▁"])
         w.add_kv("some.nested", "arr[arr[u8]]", [[1], [2, 3]])
@@ -126,6 +128,22 @@ def test_pure_and_untied_heads(tmp_path: Path) -> None:
         assert types(dst).get("output.weight") == head
     quantize(untied, dst, "q8_0")
     assert set(types(dst).values()) == {"q8_0", "f32", "f16"}
+
+
+def test_values_of_an_encoder_keep_their_precision(tmp_path: Path) -> None:
+    extra = weights(**{"blk.0.attn_v.weight": (64, 64)})
+    dst = tmp_path / "b.gguf"
+    for arch, pure, want, got in [
+        ("bert", False, "q8_0", "f16"),
+        ("bert", False, "q5_1", "f16"),
+        ("bert", True, "q8_0", "q8_0"),
+        ("bert", False, "bf16", "bf16"),
+        ("llama", False, "q8_0", "q8_0"),
+    ]:
+        src = make(tmp_path / "a.gguf", extra, arch=arch)
+        r = quantize(src, dst, want, pure=pure)
+        assert types(dst)["blk.0.attn_v.weight"] == got
+        assert all(f.name == "blk.0.odd.weight" for f in r.fallbacks)
 
 
 @pytest.mark.parametrize("source", ["f32", "f16", "bf16"])
