@@ -5,9 +5,9 @@ part is implemented by the file of its name in ``csrc/py``.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, Literal, TypeAlias, TypedDict, final
+from typing import Any, TypeAlias, TypedDict, final
 
 import numpy as np
 from typing_extensions import Buffer as _Buffer
@@ -203,8 +203,8 @@ def shortconv(
 ) -> None:
     """Test hook: one token of the gated short convolution.
 
-    b, c, u, out: float32 ``(n,)``. taps: float32 ``(n, l)``. state: writable float32 ``(l - 1, n)``,
-    moved on by one row.
+    b, c, u, out: float32 ``(n,)``. taps: float32 ``(n, l)``. state: writable float32
+    ``(l - 1, n)``, moved on by one row.
     """
 
 def attn(
@@ -220,8 +220,8 @@ def attn(
 ) -> None:
     """Test hook: one block of n positions, at most 16, into the running softmax.
 
-    q: float32 ``(n_q, d)``. k, v: ``(n, d)`` of float16 or float32. st_max, st_sum: writable float32
-    ``(n_q,)``. acc: writable float32 ``(n_q, d)``.
+    q: float32 ``(n_q, d)``. k, v: ``(n, d)`` of float16 or float32. st_max, st_sum: writable
+    float32 ``(n_q,)``. acc: writable float32 ``(n_q, d)``.
     """
 
 # from typing import TypedDict
@@ -439,7 +439,7 @@ class Store:
         """
 
     def write(self, name: str, args: tuple[int | str | None, ...], /) -> None:
-        """Queue another row: "digest" (path, size, mtime_ns, inode, digest), "meta" (key, value)."""
+        """Queue a row: "digest" (path, size, mtime_ns, inode, digest), "meta" (key, value)."""
 
     def query(self, name: str, args: tuple[int | str | None, ...], /) -> list[dict[str, Any]]:
         """Rows of a named query, column to value; it sees what is committed.

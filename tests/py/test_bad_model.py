@@ -1,6 +1,8 @@
 """Model files that are valid GGUF but not a valid model: missing keys, wrong types and shapes,
 lies about sizes, unusable vocabularies.  Each ends in one typed error that names the thing."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 from collections.abc import Callable
