@@ -36,6 +36,10 @@ static rv_entry *pop(rv_list *l) {
     return e;
 }
 
+static void free_spent(rv_store *s) {
+    for (rv_entry *e; (e = pop(&s->spent));) rv_free(e);
+}
+
 /* ---- put ---- */
 
 static rv_entry *copy_row(rv_sql sql, const rv_value *v, size_t n) {
@@ -166,7 +170,7 @@ static void finish(rv_waiter *w, const rv_err *err) {
 static void forget(rv_store *s, rv_entry *e) {
     s->stats.queue_depth--;
     s->stats.queue_bytes -= e->bytes;
-    rv_free(e);
+    append(&s->spent, e);
 }
 
 /* The rows whose callers wait, or all: each is counted, and its caller is told why. */
@@ -285,6 +289,9 @@ static bool step(rv_store *s) {
     if (batch.head) settle(s, &batch, &refused, &sync_err);
     update_seq(s, &batch);
     pthread_cond_broadcast(&s->progress);
+    pthread_mutex_unlock(&s->mu);
+    free_spent(s);
+    pthread_mutex_lock(&s->mu);
     return true;
 }
 
@@ -302,6 +309,7 @@ static void *writer_main(void *arg) {
         go = step(s);
     }
     pthread_mutex_unlock(&s->mu);
+    free_spent(s);
     return NULL;
 }
 
