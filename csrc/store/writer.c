@@ -226,8 +226,7 @@ static void lose_rest(rv_store *s, rv_list *batch, const rv_err *err) {
     rv_err lost = {0};
     rv_fail(&lost, RV_EIO, "%s: %llu rows are lost: %.300s", s->path,
             (unsigned long long)(s->stats.dropped - dropped0), err->msg);
-    update_seq(s, batch);
-    report_failure(s, &lost);
+    report_failure(s, &lost); /* committed_seq stays: who waits must not take them for written */
 }
 
 /* The batch is committed. */
@@ -327,10 +326,11 @@ rv_status rv_writer_start(rv_store *s, rv_err *err) {
 
 static rv_status flush_result(rv_store *s, bool durable, uint64_t target, uint64_t epoch,
                               rv_err *err) {
-    if (s->fail_epoch != epoch)
-        return rv_fail(err, RV_EIO, "%.460s (%llu rows wait)", s->failure.msg,
+    const bool done = (durable ? s->stats.durable_seq : s->stats.committed_seq) >= target;
+    if (!done && s->fail_epoch != epoch)
+        return rv_fail(err, RV_EIO, "%.460s (%llu rows wait)", s->stats.last_error.msg,
                        (unsigned long long)s->stats.queue_depth);
-    if ((durable ? s->stats.durable_seq : s->stats.committed_seq) < target)
+    if (!done)
         return rv_fail(err, RV_ESTATE, "%s: %llu rows still wait after the time given", s->path,
                        (unsigned long long)s->stats.queue_depth);
     if (!durable || !s->n_refused) return RV_OK;
