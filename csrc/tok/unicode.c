@@ -6,7 +6,7 @@ typedef struct uc_run {
     uint32_t first, last, step, to;
 } uc_run;
 
-#include "unicode.inc"
+#include "tok/unicode.inc"
 
 static uint32_t map(const uc_run *runs, size_t n, uint32_t cp) {
     size_t lo = 0, hi = n; /* the first run whose last is not below cp */
