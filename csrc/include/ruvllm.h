@@ -57,8 +57,9 @@ RV_API const char *rv_version(void);
 
 /* Bytes now held by the core's allocator (mappings are not counted). */
 RV_API size_t rv_live_bytes(void);
-/* Read a buffer of that many bytes once and say how fast that went: what decoding, which reads every
- * weight once per token, can at best reach.  RV_EARG n_threads outside 1 .. 256 or under 1 MiB. */
+/* Read a buffer of that many bytes once and say how fast that went: what decoding, which reads
+ * every weight once per token, can at best reach.  RV_EARG n_threads outside 1 .. 256 or under 1
+ * MiB. */
 RV_API rv_status rv_read_bandwidth(int n_threads, size_t bytes, double *bytes_per_s, rv_err *err);
 /* Free memory that the core handed to the caller. NULL is allowed. */
 RV_API void rv_free(void *p);
@@ -381,11 +382,11 @@ RV_API rv_status rv_sampler_sample(rv_sampler *s, const float *logits, uint64_t 
 typedef struct rv_store rv_store;
 
 typedef struct rv_store_opts { /* 0 everywhere gives the defaults */
-    int32_t queue_depth;     /* rows that may wait, 1 .. 1,000,000; 0: 10,000 */
-    int64_t queue_bytes;     /* bytes that may wait, 1 .. 2^40; 0: 256 MiB */
-    int32_t max_batch;       /* rows per commit, 1 .. 100,000; 0: 100 */
-    int32_t max_wait_ms;     /* longest a row waits for others, 1 .. 3,600,000; 0: 1000 */
-    int32_t busy_timeout_ms; /* wait for another process's lock, 1 .. 3,600,000; 0: 5000 */
+    int32_t queue_depth;       /* rows that may wait, 1 .. 1,000,000; 0: 10,000 */
+    int64_t queue_bytes;       /* bytes that may wait, 1 .. 2^40; 0: 256 MiB */
+    int32_t max_batch;         /* rows per commit, 1 .. 100,000; 0: 100 */
+    int32_t max_wait_ms;       /* longest a row waits for others, 1 .. 3,600,000; 0: 1000 */
+    int32_t busy_timeout_ms;   /* wait for another process's lock, 1 .. 3,600,000; 0: 5000 */
 } rv_store_opts;
 
 typedef enum rv_value_type {
@@ -416,7 +417,7 @@ typedef struct rv_witness {
     int64_t ts_ms; /* UTC; null: now */
     rv_str kind;   /* "generate", "chat" or "embed" */
     rv_str model_used, model_name, model_digest, model_path, adapter;
-    rv_str routing; /* JSON */
+    rv_str routing;    /* JSON */
     double propensity; /* 0 .. 1 */
     rv_str policy_version;
     rv_str query_embedding, response_embedding; /* float32, little-endian */
@@ -424,7 +425,7 @@ typedef struct rv_witness {
     rv_str quality_metrics;                     /* JSON */
     double embedding_ms, retrieval_ms, routing_ms, attention_ms, generation_ms, total_ms;
     double prefill_ms, queue_ms;
-    rv_str context_doc_ids, error, tags; /* JSON */
+    rv_str context_doc_ids, error, tags;                     /* JSON */
     rv_str prompt_text, prompt_ids, output_text, output_ids; /* ids: int32, little-endian */
     rv_opt_u64 seed; /* stored as the int64 of the same bits */
     rv_str params;   /* JSON */
@@ -450,21 +451,21 @@ typedef struct rv_witness_field {
 } rv_witness_field;
 
 typedef struct rv_store_stats {
-    uint64_t queued;         /* rows accepted since opening */
-    uint64_t written;        /* rows committed */
-    uint64_t dropped;        /* rows a full queue refused, or given up on (critical; by close) */
-    uint64_t failed;         /* rows the table refused */
-    uint64_t batches;        /* commits */
-    uint64_t retries;        /* commits that failed and were or will be tried again */
-    uint64_t queue_depth;    /* rows waiting now */
-    uint64_t queue_bytes;    /* bytes waiting now */
-    uint64_t queued_seq;     /* number of the last row accepted, counted from 1 by this handle */
-    uint64_t committed_seq;  /* up to here all is settled (written, or failed and counted): it
-                                survives the death of the process */
-    uint64_t durable_seq;    /* up to here it survives the loss of power as well */
-    bool failing;            /* the last commit failed and its rows still wait */
-    bool ofd_locks;          /* file locks belong to our handles, not to the process */
-    rv_err last_error;       /* of the newest row or commit that failed; RV_OK: none did */
+    uint64_t queued;        /* rows accepted since opening */
+    uint64_t written;       /* rows committed */
+    uint64_t dropped;       /* rows a full queue refused, or given up on (critical; by close) */
+    uint64_t failed;        /* rows the table refused */
+    uint64_t batches;       /* commits */
+    uint64_t retries;       /* commits that failed and were or will be tried again */
+    uint64_t queue_depth;   /* rows waiting now */
+    uint64_t queue_bytes;   /* bytes waiting now */
+    uint64_t queued_seq;    /* number of the last row accepted, counted from 1 by this handle */
+    uint64_t committed_seq; /* up to here all is settled (written, or failed and counted): it
+                               survives the death of the process */
+    uint64_t durable_seq;   /* up to here it survives the loss of power as well */
+    bool failing;           /* the last commit failed and its rows still wait */
+    bool ofd_locks;         /* file locks belong to our handles, not to the process */
+    rv_err last_error;      /* of the newest row or commit that failed; RV_OK: none did */
 } rv_store_stats;
 
 RV_API void rv_witness_init(rv_witness *w); /* all null, kind "generate" */
@@ -484,7 +485,7 @@ RV_API rv_status rv_store_open(rv_store **out, const char *dir, const rv_store_o
  * RV_EIO rows could not be written and are lost (their number); RV_EFORMAT the table refused rows
  * since the last durable flush. */
 RV_API rv_status rv_store_close(rv_store *s, rv_err *err);
-RV_API void rv_store_free(rv_store **s); /* closes first */
+RV_API void rv_store_free(rv_store **s);             /* closes first */
 RV_API const char *rv_store_path(const rv_store *s); /* of the file, absolute; borrowed */
 
 /* A new id: UUID version 7, later ones of a handle sort after earlier ones. */
@@ -510,8 +511,8 @@ RV_API rv_status rv_store_write(rv_store *s, rv_write which, const rv_value *arg
 /* Wait until every row queued before this call is committed, or with durable is on the disk.
  *   timeout_ms  negative: no limit
  * RV_ESTATE closed, or the time is over (how many rows still wait); RV_EIO a commit failed: the
- * rows stay queued and are tried again; RV_EFORMAT (durable only) all is written but for rows that the
- * table refused since the last such flush: their number and the last reason, said once. */
+ * rows stay queued and are tried again; RV_EFORMAT (durable only) all is written but for rows that
+ * the table refused since the last such flush: their number and the last reason, said once. */
 RV_API rv_status rv_store_flush(rv_store *s, int64_t timeout_ms, bool durable, rv_err *err);
 /* RV_ESTATE in a fork.  Works after close. */
 RV_API rv_status rv_store_get_stats(rv_store *s, rv_store_stats *out, rv_err *err);
@@ -544,7 +545,7 @@ RV_API int rv_store_write_id(const char *name);
 RV_API void rv_rows_free(rv_rows **r);
 RV_API size_t rv_rows_n(const rv_rows *r);
 RV_API size_t rv_rows_n_cols(const rv_rows *r);
-RV_API const char *rv_rows_name(const rv_rows *r, size_t i_col);             /* i_col < n_cols */
+RV_API const char *rv_rows_name(const rv_rows *r, size_t i_col); /* i_col < n_cols */
 RV_API const rv_value *rv_rows_at(const rv_rows *r, size_t i_row, size_t i_col); /* borrowed */
 
 #ifdef __cplusplus

@@ -69,8 +69,9 @@ RVK_INLINE void rvk_prefetch_rows(const uint8_t *w, size_t w_stride, size_t R, s
     X(isa, q4_0, Q4_0)                                                                             \
     X(isa, q4_1, Q4_1)                                                                             \
     X(isa, q5_0, Q5_0)                                                                             \
-    X(isa, q5_1, Q5_1) X(isa, q8_0, Q8_0) X(isa, q2_k, Q2_K) X(isa, q3_k, Q3_K) X(isa, q4_k, Q4_K) \
-        X(isa, q5_k, Q5_K) X(isa, q6_k, Q6_K) X(isa, iq4_nl, IQ4_NL) X(isa, iq4_xs, IQ4_XS)
+    X(isa, q5_1, Q5_1)                                                                             \
+    X(isa, q8_0, Q8_0) X(isa, q2_k, Q2_K) X(isa, q3_k, Q3_K) X(isa, q4_k, Q4_K) X(isa, q5_k, Q5_K) \
+        X(isa, q6_k, Q6_K) X(isa, iq4_nl, IQ4_NL) X(isa, iq4_xs, IQ4_XS)
 #define RVK_MUL_DECL(isa, name, NUMBER) void rvk_mul_##name##_##isa(RVK_MUL_ARGS);
 
 RVK_MUL_FLOATS(RVK_MUL_DECL, ref)
