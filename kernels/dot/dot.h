@@ -65,6 +65,7 @@ RVK_INLINE void rvk_prefetch_rows(const uint8_t *w, size_t w_stride, size_t R, s
 
 /* X(isa, name, NUMBER) for each type, so that a list of them is written once. */
 #define RVK_MUL_FLOATS(X, isa) X(isa, f32, F32) X(isa, f16, F16) X(isa, bf16, BF16)
+/* clang-format off */
 #define RVK_MUL_QUANTS(X, isa)                                                                     \
     X(isa, q4_0, Q4_0)                                                                             \
     X(isa, q4_1, Q4_1)                                                                             \
@@ -72,6 +73,7 @@ RVK_INLINE void rvk_prefetch_rows(const uint8_t *w, size_t w_stride, size_t R, s
     X(isa, q5_1, Q5_1)                                                                             \
     X(isa, q8_0, Q8_0) X(isa, q2_k, Q2_K) X(isa, q3_k, Q3_K) X(isa, q4_k, Q4_K) X(isa, q5_k, Q5_K) \
         X(isa, q6_k, Q6_K) X(isa, iq4_nl, IQ4_NL) X(isa, iq4_xs, IQ4_XS)
+/* clang-format on */
 #define RVK_MUL_DECL(isa, name, NUMBER) void rvk_mul_##name##_##isa(RVK_MUL_ARGS);
 
 RVK_MUL_FLOATS(RVK_MUL_DECL, ref)
