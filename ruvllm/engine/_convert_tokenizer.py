@@ -16,7 +16,7 @@ would run, and give slightly other ids on some texts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -149,7 +149,10 @@ def _parts(node: Any, list_key: str) -> list[dict[str, Any]]:
         raise FormatError(f"tokenizer.json: {list_key}: found {node!r:.60}, want an object")
     if node.get("type") != "Sequence":
         return [node]
-    return [part for child in node.get(list_key) or [] for part in _parts(child, list_key)]
+    children = node.get(list_key) or []
+    if not isinstance(children, list):
+        raise FormatError(f"tokenizer.json: {list_key}: found {children!r:.60}, want a list")
+    return [part for child in children for part in _parts(child, list_key)]
 
 
 def _unused_name(i: int, have: set[str]) -> str:
@@ -169,17 +172,14 @@ def _table(file: Config) -> tuple[list[str], list[int], dict[str, int]]:
     types: dict[int, int] = {}
     for text, i in vocab.items():
         _place(by_id, i, text)
-    for added in file.get("added_tokens", []):
-        text, i = added.get("content"), added.get("id")
-        if not isinstance(text, str) or not text:
-            raise FormatError(f"tokenizer.json: added_tokens: found {added!r:.80}, want a content")
+    for i, text, special in _added(file):
         if by_id.get(i) != text:
             if text in vocab:
                 raise FormatError(
                     f"tokenizer.json: added token {text!r} has id {i}, the vocab says {vocab[text]}"
                 )
             _place(by_id, i, text)
-        types[i] = CONTROL if added.get("special") or _looks_special(text) else USER
+        types[i] = CONTROL if special or _looks_special(text) else USER
     tokens: list[str] = []
     have = set(by_id.values())
     for i in range(max(by_id) + 1):
@@ -191,6 +191,21 @@ def _table(file: Config) -> tuple[list[str], list[int], dict[str, int]]:
         [types.get(i, NORMAL) for i in range(len(tokens))],
         {t: i for i, t in by_id.items()},
     )
+
+
+def _added(file: Config) -> list[tuple[int, str, bool]]:
+    """Id, text and speciality of each added token."""
+    found = file.get("added_tokens", [])
+    if not isinstance(found, list):
+        raise FormatError(f"tokenizer.json: added_tokens: found {found!r:.60}, want a list")
+    return [_added_token(a, a.get("id") if isinstance(a, dict) else None) for a in found]
+
+
+def _added_token(token: Any, i: Any) -> tuple[int, str, bool]:
+    text = token.get("content") if isinstance(token, dict) else None
+    if not isinstance(text, str) or not text or isinstance(i, bool) or not isinstance(i, int):
+        raise FormatError(f"added_tokens: found {token!r:.80}, want a content and an id")
+    return i, text, bool(token.get("special"))
 
 
 def _place(by_id: dict[int, str], i: Any, text: str) -> None:
@@ -290,7 +305,8 @@ def _pre_name(steps: list[dict[str, Any]]) -> str:
         return "gpt-2"
     if len(cuts) == 1 and cuts[0].get("type") == "Split" and not by_gpt2:
         step = cuts[0]
-        regex = (step.get("pattern") or {}).get("Regex")
+        pattern = step.get("pattern")
+        regex = str(pattern.get("Regex")) if isinstance(pattern, dict) else None
         # Every character is part of some match, so dropping what lies between drops nothing.
         behavior = step.get("behavior"), step.get("invert", False)
         plain = behavior in (("Isolated", False), ("Removed", True))
@@ -410,16 +426,17 @@ def _from_sentencepiece(path: Path, file: Config | None, extra: Config) -> Vocab
     """SentencePiece's own file, which has the true scores, plus tokens added on top of it."""
     spm = read_sentencepiece(path)
     v = Vocab("llama", "default", spm.tokens, spm.types, scores=spm.scores)
-    added: Iterable[tuple[Any, Any]] = ()
+    decoder = extra.get("added_tokens_decoder")
     if file is not None:
-        added = [(a.get("id"), a) for a in file.get("added_tokens", [])]
-    elif isinstance(extra.get("added_tokens_decoder"), dict):
-        added = [(int(i), a) for i, a in extra.get("added_tokens_decoder").items() if i.isdecimal()]
+        added = _added(file)
+    elif isinstance(decoder, dict):
+        added = [_added_token(a, int(i) if i.isdecimal() else i) for i, a in decoder.items()]
+    else:
+        added = []
     assert v.scores is not None
-    for i, a in sorted(added, key=lambda x: str(x[0]).zfill(9)):
-        text = a.get("content") if isinstance(a, dict) else None
-        if not isinstance(i, int) or not 0 <= i < 1 << 24 or not isinstance(text, str) or not text:
-            raise FormatError(f"{path.parent}: added token {a!r:.80}: want a content and an id")
+    for i, text, special in sorted(added):
+        if not 0 <= i < 1 << 24:
+            raise FormatError(f"added token {text!r:.60}: found id {i}, want 0 .. 2^24 - 1")
         while i >= len(v.tokens):
             v.tokens.append(f"[PAD{len(v.tokens)}]")
             v.types.append(UNUSED)
@@ -427,7 +444,7 @@ def _from_sentencepiece(path: Path, file: Config | None, extra: Config) -> Vocab
         if v.types[i] in (UNKNOWN, BYTE):
             continue
         v.tokens[i] = text
-        v.types[i] = CONTROL if a.get("special") or _looks_special(text) else USER
+        v.types[i] = CONTROL if special or _looks_special(text) else USER
         v.scores[i] = -1000.0 if v.types[i] == USER else 0.0
     v.flags["add_space_prefix"] = spm.add_dummy_prefix
     v.flags["remove_extra_whitespaces"] = spm.remove_extra_whitespaces
@@ -442,6 +459,8 @@ def _from_sentencepiece(path: Path, file: Config | None, extra: Config) -> Vocab
 
 def _word_piece(file: Config) -> Vocab:
     prefix = file.map("model").get("continuing_subword_prefix", "##")
+    if not isinstance(prefix, str):
+        raise FormatError(f"tokenizer.json: continuing_subword_prefix: found {prefix!r:.60}")
     steps = _parts(file.get("normalizer"), "normalizers")
     if len(steps) != 1:
         raise UnsupportedError(f"tokenizer.json: normalizer {_outline(steps)}, want BertNormalizer")
@@ -575,9 +594,12 @@ def _ends(v: Vocab, file: Config | None, extra: Config, ids: dict[str, int]) -> 
 
 def _template_ends(step: dict[str, Any], ids: dict[str, int]) -> tuple[int | None, int | None]:
     """Ids of the tokens that TemplateProcessing puts before and after a single text."""
+    single = step.get("single")
     names: list[Any] = []
-    for part in step.get("single") or []:
-        names.append((part.get("SpecialToken") or {}).get("id"))
+    for part in single if isinstance(single, list) else []:
+        special = part.get("SpecialToken") if isinstance(part, dict) else None
+        name = special.get("id") if isinstance(special, dict) else None
+        names.append(name if name is None else str(name))
     if names.count(None) != 1 or len(names) > 3:
         raise UnsupportedError(
             f"tokenizer.json: post_processor: template {step.get('single')!r:.120}, "
