@@ -5,9 +5,9 @@ part is implemented by the file of its name in ``csrc/py``.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any, Literal, TypeAlias, TypedDict, final
+from typing import Any, TypeAlias, TypedDict, final
 
 import numpy as np
 from typing_extensions import Buffer as _Buffer
@@ -59,8 +59,11 @@ class Model:
         """The open file; it keeps the model alive."""
 
     def embed(
-        self, tokens: Sequence[int] | Buffer, lengths: Sequence[int] | Buffer,
-        cancel: Cancel | None, /,
+        self,
+        tokens: Sequence[int] | Buffer,
+        lengths: Sequence[int] | Buffer,
+        cancel: Cancel | None,
+        /,
     ) -> Array:
         """Embeddings of texts that stand one after another in tokens.
 
@@ -69,8 +72,13 @@ class Model:
         """
 
 def model_open(
-    path: str, n_threads: int, kv_type: int, n_batch: int, prefault: bool,
-    progress: Callable[[float], object] | None, /,
+    path: str,
+    n_threads: int,
+    kv_type: int,
+    n_batch: int,
+    prefault: bool,
+    progress: Callable[[float], object] | None,
+    /,
 ) -> Model:
     """Open a GGUF model; 0 means the default of n_threads, kv_type and n_batch.
 
@@ -195,8 +203,8 @@ def shortconv(
 ) -> None:
     """Test hook: one token of the gated short convolution.
 
-    b, c, u, out: float32 ``(n,)``. taps: float32 ``(n, l)``. state: writable float32 ``(l - 1, n)``,
-    moved on by one row.
+    b, c, u, out: float32 ``(n,)``. taps: float32 ``(n, l)``. state: writable float32
+    ``(l - 1, n)``, moved on by one row.
     """
 
 def attn(
@@ -212,8 +220,8 @@ def attn(
 ) -> None:
     """Test hook: one block of n positions, at most 16, into the running softmax.
 
-    q: float32 ``(n_q, d)``. k, v: ``(n, d)`` of float16 or float32. st_max, st_sum: writable float32
-    ``(n_q,)``. acc: writable float32 ``(n_q, d)``.
+    q: float32 ``(n_q, d)``. k, v: ``(n, d)`` of float16 or float32. st_max, st_sum: writable
+    float32 ``(n_q,)``. acc: writable float32 ``(n_q, d)``.
     """
 
 # from typing import TypedDict
@@ -275,6 +283,76 @@ def gguf_open(path: str | bytes | PathLike[str], /) -> GGUF:
 
 def gguf_open_bytes(data: bytes, /) -> GGUF:
     """The same over bytes in memory, which are kept alive. TypeError for anything but bytes."""
+
+# ---- tok ----
+
+@final
+class Tokenizer:
+    """A vocabulary: text to ids and back.  Made by tokenizer_open; threads may share it."""
+
+    def encode(self, text: str | bytes, flags: int, /) -> list[int]:
+        """Ids of ``text``, without the GIL, in nearly linear time.
+
+        text: at most 2**30 bytes of UTF-8.  Bytes that are not UTF-8 become U+FFFD, one each;
+        a vocabulary with byte tokens keeps them.
+        flags: 1 begin token first, 2 end token last, 4 text that spells a control token becomes it.
+        Raises ArgumentError for a lone surrogate, too long a text or an unknown flag.
+        """
+
+    def decode(self, ids: Sequence[int] | Buffer, special: bool, /) -> bytes:
+        """Bytes of ``ids``; control tokens give nothing unless ``special``.
+
+        The space that encoding put before the text is left out.
+        Raises ArgumentError for an id outside 0 .. n_vocab - 1.
+        """
+
+    def piece(self, id: int, special: bool, /) -> bytes:
+        """The bytes one id adds to running text.  Raises ArgumentError for an id out of range."""
+
+    def text(self, id: int, /) -> bytes:
+        """The token as the vocabulary spells it; empty for an id out of range."""
+
+    def type_of(self, id: int, /) -> int:
+        """1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+
+        Raises ArgumentError for an id out of range.
+        """
+
+    def find(self, text: str | bytes, /) -> int:
+        """The id whose vocabulary spelling is exactly this, or -1."""
+
+    def is_eog(self, id: int, /) -> bool:
+        """Whether the token ends a generation.  Raises ArgumentError for an id out of range."""
+
+    def info(self) -> dict[str, Any]:
+        """model, pre (str); n_vocab, bos, eos, eot, unk, pad, sep, cls, mask (int, -1: none);
+        add_bos, add_eos, add_space_prefix (bool): what the file asks for by default."""
+
+def tokenizer_open(gguf: GGUF, /) -> Tokenizer:
+    """The vocabulary of an open GGUF, of which nothing is kept.
+
+    Raises FormatError for missing or inconsistent keys, UnsupportedError for a model or a
+    pre-tokenizer that is not known, StateError for a closed file.
+    """
+
+def tokenizer_new(
+    model: str,
+    pre: str,
+    tokens: Sequence[bytes],
+    scores: Sequence[float] | None,
+    types: Sequence[int] | None,
+    merges: Sequence[bytes] | None,
+    specials: dict[str, int | str],
+    /,
+) -> Tokenizer:
+    """A vocabulary from plain arrays.
+
+    model: "gpt2", "llama" or "bert".  scores, types: one per token.  merges: b"left right".
+    specials: bos, eos, eot, eom, unk, pad, sep, cls, mask, fim_* (ids); add_bos, add_eos,
+    add_space_prefix, remove_extra_whitespaces, ignore_merges, lowercase, strip_accents (0 or 1);
+    arch, name (str).
+    Raises as tokenizer_open; ValueError for a key that is not known or arrays of other lengths.
+    """
 
 # ---- sampler ----
 
@@ -361,7 +439,7 @@ class Store:
         """
 
     def write(self, name: str, args: tuple[int | str | None, ...], /) -> None:
-        """Queue another row: "digest" (path, size, mtime_ns, inode, digest), "meta" (key, value)."""
+        """Queue a row: "digest" (path, size, mtime_ns, inode, digest), "meta" (key, value)."""
 
     def query(self, name: str, args: tuple[int | str | None, ...], /) -> list[dict[str, Any]]:
         """Rows of a named query, column to value; it sees what is committed.

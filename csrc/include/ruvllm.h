@@ -452,7 +452,7 @@ typedef struct rv_witness_field {
 typedef struct rv_store_stats {
     uint64_t queued;         /* rows accepted since opening */
     uint64_t written;        /* rows committed */
-    uint64_t dropped;        /* rows refused by a full queue, or given up on: critical ones, and by close */
+    uint64_t dropped;        /* rows a full queue refused, or given up on (critical; by close) */
     uint64_t failed;         /* rows the table refused */
     uint64_t batches;        /* commits */
     uint64_t retries;        /* commits that failed and were or will be tried again */
@@ -479,9 +479,10 @@ RV_API const rv_witness_field *rv_witness_fields(size_t *n);
  * process was forked; RV_EARG an option out of range; RV_ENOMEM. */
 RV_API rv_status rv_store_open(rv_store **out, const char *dir, const rv_store_opts *opts,
                                rv_err *err);
-/* Write what waits, stop the thread, close the file.  A second call does nothing.  Safe beside other
- * calls, which then return RV_ESTATE.  RV_EIO rows could not be written and are lost (their number);
- * RV_EFORMAT the table refused rows since the last durable flush.  The handle is closed either way. */
+/* Write what waits, stop the thread, close the file.  A second call does nothing.  Safe beside
+ * other calls, which then return RV_ESTATE.  The handle is closed whatever is returned:
+ * RV_EIO rows could not be written and are lost (their number); RV_EFORMAT the table refused rows
+ * since the last durable flush. */
 RV_API rv_status rv_store_close(rv_store *s, rv_err *err);
 RV_API void rv_store_free(rv_store **s); /* closes first */
 RV_API const char *rv_store_path(const rv_store *s); /* of the file, absolute; borrowed */
@@ -508,8 +509,8 @@ RV_API rv_status rv_store_write(rv_store *s, rv_write which, const rv_value *arg
 
 /* Wait until every row queued before this call is committed, or with durable is on the disk.
  *   timeout_ms  negative: no limit
- * RV_ESTATE closed, or the time is over (how many rows still wait); RV_EIO a commit failed: the rows
- * stay queued and are tried again; RV_EFORMAT (durable only) all is written but for rows that the
+ * RV_ESTATE closed, or the time is over (how many rows still wait); RV_EIO a commit failed: the
+ * rows stay queued and are tried again; RV_EFORMAT (durable only) all is written but for rows that the
  * table refused since the last such flush: their number and the last reason, said once. */
 RV_API rv_status rv_store_flush(rv_store *s, int64_t timeout_ms, bool durable, rv_err *err);
 /* RV_ESTATE in a fork.  Works after close. */

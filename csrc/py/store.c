@@ -3,8 +3,8 @@
 #include "py/py.h"
 
 typedef struct {
-    PyObject_HEAD rv_store
-        *h; /* closed by close(), freed with the object, so that a running call is safe */
+    PyObject_HEAD
+    rv_store *h; /* closed by close(), freed with the object, so that a running call is safe */
 } Store;
 
 static rv_py_state *state_of(Store *s) {
@@ -42,8 +42,10 @@ static PyObject *store_new(PyTypeObject *type, PyObject *args, PyObject *kw) {
     rv_store *h;
     rv_err err = {0};
     rv_status rc;
-    Py_BEGIN_ALLOW_THREADS rc = rv_store_open(&h, dir, &opts, &err);
-    Py_END_ALLOW_THREADS Py_DECREF(path);
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_store_open(&h, dir, &opts, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(path);
     s->h = h;
     if (rc == RV_OK) return (PyObject *)s;
     Py_DECREF(s);
@@ -54,7 +56,8 @@ static void store_dealloc(PyObject *o) {
     Store *s = (Store *)o;
     PyTypeObject *t = Py_TYPE(o);
     if (s->h) {
-        Py_BEGIN_ALLOW_THREADS rv_store_free(&s->h);
+        Py_BEGIN_ALLOW_THREADS
+        rv_store_free(&s->h);
         Py_END_ALLOW_THREADS
     }
     ((freefunc)PyType_GetSlot(t, Py_tp_free))(o);
@@ -162,8 +165,10 @@ static PyObject *store_witness_put(PyObject *self, PyObject *args) {
                      */
         PyObject *own = PyDict_Copy(dict);
         if (!own) return NULL;
-        Py_BEGIN_ALLOW_THREADS rc = rv_store_witness_put(s->h, &w, true, id, &err);
-        Py_END_ALLOW_THREADS Py_DECREF(own);
+        Py_BEGIN_ALLOW_THREADS
+        rc = rv_store_witness_put(s->h, &w, true, id, &err);
+        Py_END_ALLOW_THREADS
+        Py_DECREF(own);
     } else {
         rc = rv_store_witness_put(s->h, &w, false, id, &err);
     }
@@ -258,8 +263,10 @@ static PyObject *store_query(PyObject *self, PyObject *args) {
     rv_rows *rows;
     rv_err err = {0};
     rv_status rc;
-    Py_BEGIN_ALLOW_THREADS rc = rv_store_query(s->h, (rv_query)which, v, n, &rows, &err);
-    Py_END_ALLOW_THREADS if (rc != RV_OK) return rv_py_raise(st, &err);
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_store_query(s->h, (rv_query)which, v, n, &rows, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != RV_OK) return rv_py_raise(st, &err);
     PyObject *list = from_rows(rows);
     rv_rows_free(&rows);
     return list;
@@ -274,8 +281,10 @@ static PyObject *store_flush(PyObject *self, PyObject *args) {
     if (timeout_s >= 0 && timeout_s < 1e12) ms = (int64_t)(timeout_s * 1000 + 0.999);
     rv_err err = {0};
     rv_status rc;
-    Py_BEGIN_ALLOW_THREADS rc = rv_store_flush(s->h, ms, durable, &err);
-    Py_END_ALLOW_THREADS if (rc != RV_OK) return rv_py_raise(state_of(s), &err);
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_store_flush(s->h, ms, durable, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != RV_OK) return rv_py_raise(state_of(s), &err);
     Py_RETURN_NONE;
 }
 
@@ -284,8 +293,10 @@ static PyObject *store_close(PyObject *self, PyObject *none) {
     Store *s = (Store *)self;
     rv_err err = {0};
     rv_status rc;
-    Py_BEGIN_ALLOW_THREADS rc = rv_store_close(s->h, &err);
-    Py_END_ALLOW_THREADS if (rc != RV_OK) return rv_py_raise(state_of(s), &err);
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_store_close(s->h, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != RV_OK) return rv_py_raise(state_of(s), &err);
     Py_RETURN_NONE;
 }
 

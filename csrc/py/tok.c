@@ -74,8 +74,10 @@ static PyObject *tok_encode(PyObject *o, PyObject *args) {
     rv_status rc;
     int32_t *ids;
     size_t n;
-    Py_BEGIN_ALLOW_THREADS rc = rv_tok_encode(handle(o), s.p, s.n, (unsigned)flags, &ids, &n, &err);
-    Py_END_ALLOW_THREADS if (rc != RV_OK) return rv_py_raise(st, &err);
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_tok_encode(handle(o), s.p, s.n, (unsigned)flags, &ids, &n, &err);
+    Py_END_ALLOW_THREADS
+    if (rc != RV_OK) return rv_py_raise(st, &err);
     PyObject *list = list_of(ids, n);
     rv_free(ids);
     return list;
@@ -93,8 +95,10 @@ static PyObject *tok_decode(PyObject *o, PyObject *args) {
     rv_status rc;
     char *text;
     size_t n;
-    Py_BEGIN_ALLOW_THREADS rc = rv_tok_decode(handle(o), ids.p, ids.n, special, &text, &n, &err);
-    Py_END_ALLOW_THREADS rv_py_release_i32(&ids);
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_tok_decode(handle(o), ids.p, ids.n, special, &text, &n, &err);
+    Py_END_ALLOW_THREADS
+    rv_py_release_i32(&ids);
     if (rc != RV_OK) return rv_py_raise(st, &err);
     PyObject *bytes = PyBytes_FromStringAndSize(text, (Py_ssize_t)n);
     rv_free(text);
@@ -124,8 +128,9 @@ static int32_t id_of(PyObject *o, PyObject *arg) {
 }
 
 static PyObject *tok_text(PyObject *o, PyObject *arg) {
-    int32_t id = id_of(o, arg);
-    return id < 0 ? NULL : bytes_of(rv_tok_text(handle(o), id));
+    long id = PyLong_AsLong(arg);
+    if (id == -1 && PyErr_Occurred()) return NULL;
+    return bytes_of(rv_tok_text(handle(o), id == (int32_t)id ? (int32_t)id : -1));
 }
 
 static PyObject *tok_type_of(PyObject *o, PyObject *arg) {
@@ -160,7 +165,8 @@ static PyMethodDef tok_methods[] = {
     {"encode", tok_encode, METH_VARARGS, "encode(text, flags): ids."},
     {"decode", tok_decode, METH_VARARGS, "decode(ids, special): bytes."},
     {"piece", tok_piece, METH_VARARGS, "piece(id, special): bytes."},
-    {"text", tok_text, METH_O, "text(id): the token as the vocabulary spells it."},
+    {"text", tok_text, METH_O,
+     "text(id): the token as the vocabulary spells it; empty for an id out of range."},
     {"type_of", tok_type_of, METH_O, "type_of(id): 1 normal, 2 unknown, 3 control, 4 user, ..."},
     {"find", tok_find, METH_O, "find(spelling): id, or -1."},
     {"is_eog", tok_is_eog, METH_O, "is_eog(id): whether the token ends a generation."},

@@ -6,9 +6,11 @@
  * on.  The columns of RV_SQL_WITNESS_PUT stand in the order of rv_witness_fields(). */
 #include "store/sql.h"
 
-#define JSON(col) col " TEXT CHECK (" col " IS NULL OR json_valid(" col ")),"
-#define UNIT(col) col " REAL CHECK (" col " IS NULL OR " col " BETWEEN 0 AND 1),"
-#define WORDS(col) col " BLOB CHECK (" col " IS NULL OR length(" col ") % 4 = 0),"
+/* A column per line. */
+/* clang-format off */
+#define JSON(col) " " col " TEXT CHECK (" col " IS NULL OR json_valid(" col ")),"
+#define UNIT(col) " " col " REAL CHECK (" col " IS NULL OR " col " BETWEEN 0 AND 1),"
+#define WORDS(col) " " col " BLOB CHECK (" col " IS NULL OR length(" col ") % 4 = 0),"
 
 const char *const rv_sql_migrations[RV_SQL_SCHEMA] = {
     "CREATE TABLE witness ("
@@ -23,67 +25,53 @@ const char *const rv_sql_migrations[RV_SQL_SCHEMA] = {
     " model_digest TEXT,"
     " model_path TEXT,"
     " adapter TEXT,"
-    " " JSON("routing") " " UNIT(
-        "propensity") " policy_version TEXT,"
-                      " " WORDS("query_embedding") " " WORDS("response_embedding") " " UNIT(
-                          "qualit"
-                          "y_"
-                          "score") " " JSON("quality_metrics") " embedding_ms REAL,"
-                                                               " retrieval_ms REAL,"
-                                                               " routing_ms REAL,"
-                                                               " attention_ms REAL,"
-                                                               " generation_ms REAL,"
-                                                               " total_ms REAL,"
-                                                               " prefill_ms REAL,"
-                                                               " queue_ms REAL,"
-                                                               " " JSON("context_doc_ids") " " JSON("error") " " JSON(
-                                                                   "tags") " prompt_text TEXT,"
-                                                                           " " WORDS(
-                                                                               "prompt_ids") " outp"
-                                                                                             "ut_"
-                                                                                             "text "
-                                                                                             "TEXT,"
-                                                                                             " " WORDS(
-                                                                                                 "o"
-                                                                                                 "u"
-                                                                                                 "t"
-                                                                                                 "p"
-                                                                                                 "u"
-                                                                                                 "t"
-                                                                                                 "_"
-                                                                                                 "i"
-                                                                                                 "d"
-                                                                                                 "s") " seed"
-                                                                                                      " INTE"
-                                                                                                      "GER,"
-                                                                                                      " " JSON(
-                                                                                                          "p"
-                                                                                                          "a"
-                                                                                                          "r"
-                                                                                                          "a"
-                                                                                                          "m"
-                                                                                                          "s") " finish_reason TEXT,"
-                                                                                                               " n_prompt INTEGER,"
-                                                                                                               " n_output INTEGER,"
-                                                                                                               " " JSON(
-                                                                                                                   "engine") " user_id TEXT,"
-                                                                                                                             " prev_hash BLOB CHECK (prev_hash IS NULL OR length(prev_hash) = 32),"
-                                                                                                                             " hash BLOB CHECK (hash IS NULL OR length(hash) = 32),"
-                                                                                                                             " legal_hold INTEGER NOT NULL DEFAULT 0 CHECK (legal_hold IN (0, 1))"
-                                                                                                                             ") STRICT;"
-                                                                                                                             "CREATE INDEX witness_by_time ON witness (ts_ms);"
-                                                                                                                             "CREATE INDEX witness_by_session ON witness (session_id, ts_ms);"
-                                                                                                                             "CREATE INDEX witness_by_digest ON witness (model_digest);"
-                                                                                                                             "CREATE TABLE model_digest_cache ("
-                                                                                                                             " path TEXT PRIMARY KEY,"
-                                                                                                                             " size INTEGER NOT NULL,"
-                                                                                                                             " mtime_ns INTEGER NOT NULL,"
-                                                                                                                             " inode INTEGER NOT NULL,"
-                                                                                                                             " digest TEXT NOT NULL"
-                                                                                                                             ") STRICT, WITHOUT ROWID;"
-                                                                                                                             "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) STRICT, WITHOUT ROWID;"
-                                                                                                                             "INSERT INTO meta VALUES ('created_at', strftime('%Y-%m-%dT%H:%M:%SZ', 'now'));",
+    JSON("routing")
+    UNIT("propensity")
+    " policy_version TEXT,"
+    WORDS("query_embedding")
+    WORDS("response_embedding")
+    UNIT("quality_score")
+    JSON("quality_metrics")
+    " embedding_ms REAL,"
+    " retrieval_ms REAL,"
+    " routing_ms REAL,"
+    " attention_ms REAL,"
+    " generation_ms REAL,"
+    " total_ms REAL,"
+    " prefill_ms REAL,"
+    " queue_ms REAL,"
+    JSON("context_doc_ids")
+    JSON("error")
+    JSON("tags")
+    " prompt_text TEXT,"
+    WORDS("prompt_ids")
+    " output_text TEXT,"
+    WORDS("output_ids")
+    " seed INTEGER,"
+    JSON("params")
+    " finish_reason TEXT,"
+    " n_prompt INTEGER,"
+    " n_output INTEGER,"
+    JSON("engine")
+    " user_id TEXT,"
+    " prev_hash BLOB CHECK (prev_hash IS NULL OR length(prev_hash) = 32),"
+    " hash BLOB CHECK (hash IS NULL OR length(hash) = 32),"
+    " legal_hold INTEGER NOT NULL DEFAULT 0 CHECK (legal_hold IN (0, 1))"
+    ") STRICT;"
+    "CREATE INDEX witness_by_time ON witness (ts_ms);"
+    "CREATE INDEX witness_by_session ON witness (session_id, ts_ms);"
+    "CREATE INDEX witness_by_digest ON witness (model_digest);"
+    "CREATE TABLE model_digest_cache ("
+    " path TEXT PRIMARY KEY,"
+    " size INTEGER NOT NULL,"
+    " mtime_ns INTEGER NOT NULL,"
+    " inode INTEGER NOT NULL,"
+    " digest TEXT NOT NULL"
+    ") STRICT, WITHOUT ROWID;"
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) STRICT, WITHOUT ROWID;"
+    "INSERT INTO meta VALUES ('created_at', strftime('%Y-%m-%dT%H:%M:%SZ', 'now'));",
 };
+/* clang-format on */
 
 /* coalesce instead of "?1 IS NULL OR ...", so that the range still uses the index on time. */
 #define TIME_RANGE " ts_ms >= coalesce(?1, -9223372036854775808) AND (?2 IS NULL OR ts_ms < ?2)"

@@ -95,6 +95,7 @@ struct rv_store {
     pthread_cond_t work;     /* for the writer: something to do, or stop */
     pthread_cond_t progress; /* for callers: settled, failed, or a reader left */
     rv_list queue;           /* not yet taken; the batch in hand is the writer's */
+    rv_list spent;           /* the writer's alone: settled, freed when mu is not held */
     uint64_t urgent_seq;     /* commit without waiting for more, up to here */
     uint64_t sync_seq;       /* someone waits for the fsync of these */
     uint64_t fail_epoch;     /* moves on with each report of a failed commit */

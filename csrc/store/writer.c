@@ -36,6 +36,10 @@ static rv_entry *pop(rv_list *l) {
     return e;
 }
 
+static void free_spent(rv_store *s) {
+    for (rv_entry *e; (e = pop(&s->spent));) rv_free(e);
+}
+
 /* ---- put ---- */
 
 static rv_entry *copy_row(rv_sql sql, const rv_value *v, size_t n) {
@@ -166,7 +170,7 @@ static void finish(rv_waiter *w, const rv_err *err) {
 static void forget(rv_store *s, rv_entry *e) {
     s->stats.queue_depth--;
     s->stats.queue_bytes -= e->bytes;
-    rv_free(e);
+    append(&s->spent, e);
 }
 
 /* The rows whose callers wait, or all: each is counted, and its caller is told why. */
@@ -222,8 +226,7 @@ static void lose_rest(rv_store *s, rv_list *batch, const rv_err *err) {
     rv_err lost = {0};
     rv_fail(&lost, RV_EIO, "%s: %llu rows are lost: %.300s", s->path,
             (unsigned long long)(s->stats.dropped - dropped0), err->msg);
-    update_seq(s, batch);
-    report_failure(s, &lost);
+    report_failure(s, &lost); /* committed_seq stays: who waits must not take them for written */
 }
 
 /* The batch is committed. */
@@ -285,6 +288,9 @@ static bool step(rv_store *s) {
     if (batch.head) settle(s, &batch, &refused, &sync_err);
     update_seq(s, &batch);
     pthread_cond_broadcast(&s->progress);
+    pthread_mutex_unlock(&s->mu);
+    free_spent(s);
+    pthread_mutex_lock(&s->mu);
     return true;
 }
 
@@ -302,6 +308,7 @@ static void *writer_main(void *arg) {
         go = step(s);
     }
     pthread_mutex_unlock(&s->mu);
+    free_spent(s);
     return NULL;
 }
 
@@ -319,10 +326,11 @@ rv_status rv_writer_start(rv_store *s, rv_err *err) {
 
 static rv_status flush_result(rv_store *s, bool durable, uint64_t target, uint64_t epoch,
                               rv_err *err) {
-    if (s->fail_epoch != epoch)
-        return rv_fail(err, RV_EIO, "%.460s (%llu rows wait)", s->failure.msg,
+    const bool done = (durable ? s->stats.durable_seq : s->stats.committed_seq) >= target;
+    if (!done && s->fail_epoch != epoch)
+        return rv_fail(err, RV_EIO, "%.460s (%llu rows wait)", s->stats.last_error.msg,
                        (unsigned long long)s->stats.queue_depth);
-    if ((durable ? s->stats.durable_seq : s->stats.committed_seq) < target)
+    if (!done)
         return rv_fail(err, RV_ESTATE, "%s: %llu rows still wait after the time given", s->path,
                        (unsigned long long)s->stats.queue_depth);
     if (!durable || !s->n_refused) return RV_OK;

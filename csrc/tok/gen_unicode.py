@@ -116,10 +116,8 @@ def emit(name: str, ctype: str, values: list[str], per_line: int) -> list[str]:
     return [*lines, "};", ""]
 
 
-def main() -> None:
-    """Write unicode.inc beside this file."""
-    if unicodedata.unidata_version not in KNOWN:
-        sys.exit(f"unicodedata {unicodedata.unidata_version}: want one of {', '.join(KNOWN)}")
+def content() -> str:
+    """The whole of unicode.inc."""
     table = classes()
     blocks: dict[bytes, int] = {}
     stage1 = []
@@ -140,9 +138,14 @@ def main() -> None:
         rows = [f"{{0x{a:X}, 0x{b:X}, {s}, 0x{t:X}}}" for a, b, s, t in runs(changed)]
         lines += emit(name, "static const uc_run", rows, 4)
     lines += [f"#define UC_DIGEST 0x{digest(table, lower, nfd):016x}u", ""]
-    out = Path(__file__).with_name("unicode.inc")
-    out.write_text("\n".join(lines[:-1]) + "\n", encoding="ascii")
-    print(f"{out.name}: {len(blocks)} blocks, {out.stat().st_size} bytes")
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def main() -> None:
+    """Write unicode.inc beside this file."""
+    if unicodedata.unidata_version not in KNOWN:
+        sys.exit(f"unicodedata {unicodedata.unidata_version}: want one of {', '.join(KNOWN)}")
+    Path(__file__).with_name("unicode.inc").write_text(content(), encoding="ascii")
 
 
 if __name__ == "__main__":

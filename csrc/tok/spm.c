@@ -2,8 +2,9 @@
  *
  * A space is spelled U+2581, and every piece of text gets one before it if the vocabulary asks.  A
  * character that no token spells is given by its bytes (<0x00> .. <0xFF>).  A character is as long
- * as its first byte says, whether or not the bytes that follow fit, so any bytes can be encoded and
- * come back.
+ * as its first byte says, whether or not the bytes that follow fit: bytes that are not UTF-8 come
+ * back as they were, but for a space that a broken character swallows, which stays U+2581.  (The
+ * published tokenizers do so.)
  *
  * In most vocabularies no token has U+2581 behind anything but U+2581.  Then no merge crosses the
  * start of a word, and each word is merged by itself, which is the same result in less time. */

@@ -108,8 +108,9 @@ class ChatTemplate:
         {"type": "text", "text": ...}, whose texts are joined as they are, or None beside
         "tool_calls"; other keys are passed on.  Arguments of tool calls may be mappings or, as in
         OpenAI's form, JSON text of an object; templates get a mapping, and if they fail the text;
-        likewise "" for a content of None.  tools: JSON schemas of functions.  now: what strftime_now reads (default:
-        the local time).  kwargs: further variables of the template (JSON values).
+        likewise "" for a content of None.  tools: JSON schemas of functions.
+        now: what strftime_now reads (default: the local time).
+        kwargs: further variables of the template (JSON values).
         Raises ArgumentError naming the message, FormatError if the template fails (its own
         raise_exception too), takes too long or writes more than 4 Mi characters.
         """

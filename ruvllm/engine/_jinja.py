@@ -385,6 +385,7 @@ class Evaluator:
 
     def _eval(self, node: nodes.Node, scope: Scope) -> Any:
         self.rt.tick()
+        self._line = node.lineno or self._line
         run = _EXPRESSIONS.get(type(node))
         if run is None:
             raise TemplateFailure(f"the expression {type(node).__name__} is not offered")

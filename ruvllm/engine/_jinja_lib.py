@@ -716,6 +716,18 @@ def f_attr(rt: Runtime, v: Any, name: Any) -> Any:
     return method(rt, v, key) or Undefined(f"{type_name(v)} attribute {key[:60]!r}")
 
 
+_WORD_STARTS = re.compile(r"([-\s({\[<]+)")
+
+
+def f_title(rt: Runtime, v: Any) -> str:
+    """Unlike str.title it leaves "o'neil" one word."""
+    s = rt.to_text(v)
+    rt.take(len(s))
+    return T.mapped(
+        s, lambda raw: "".join(w[:1].upper() + w[1:].lower() for w in _WORD_STARTS.split(raw))
+    )
+
+
 def _text_method(name: str) -> Filter:
     return lambda rt, v, *args, **kwargs: STR_METHODS[name](rt, rt.to_text(v), *args, **kwargs)
 
@@ -761,7 +773,7 @@ FILTERS: dict[str, Filter] = {
     "sort": f_sort,
     "string": lambda rt, v: rt.to_text(v),
     "sum": f_sum,
-    "title": _text_method("title"),
+    "title": f_title,
     "tojson": f_tojson,
     "trim": f_trim,
     "truncate": f_truncate,

@@ -109,6 +109,7 @@ class Runtime:
         if n > MAX_ITEMS:
             raise TemplateFailure(f"makes a list of {n} entries, want at most {MAX_ITEMS}")
         self.take(_ITEM_COST * n)
+        self.tick(n)
 
     def bounded(self, items: Iterable[Any]) -> list[Any]:
         """A list of what may be long."""

@@ -6,6 +6,7 @@ writes belongs to that request.  All computing happens in the core with the GIL 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
@@ -25,8 +26,9 @@ from ruvllm.memory.witness import WitnessLog
 
 if TYPE_CHECKING:
     from ruvllm.engine._chat import ChatTemplate
-    from ruvllm.engine._vocab import GrammarVocab
+    from ruvllm.engine._vocab import ModelVocab
 
+_log = logging.getLogger("ruvllm")
 _T = TypeVar("_T")
 _KV_TYPES = {"auto": 0, "f16": 1, "f32": 2}
 
@@ -113,7 +115,7 @@ class Model:
         self.tokenizer = Tokenizer._wrap(core_tokenizer) if core_tokenizer else None
         self._template_source = chat_template
         self._template: ChatTemplate | None = None
-        self._vocab: GrammarVocab | None = None
+        self._vocab: ModelVocab | None = None
         self._recorder = Recorder(self, witness)
 
     # -- text and ids -------------------------------------------------------------------------
@@ -237,28 +239,36 @@ class Model:
         self,
         texts: str | Sequence[str | bytes | Sequence[int]],
         *,
-        truncate: bool = False,
+        truncate: bool | None = None,
         cancel: _core.Cancel | None = None,
     ) -> NDArray[np.float32]:
         """Embeddings of texts.
 
         texts: one text, or a sequence of texts (or of id sequences, taken as they are).
-        truncate: cut a text that is longer than the context (its last token, the end token, is
-        kept) instead of raising FullError.
+        truncate: what to do with a text longer than the embedder was made for (the context, or less
+        where the file says so: ``ruvllm.embed.max_tokens``). True: cut it, its last token, the end
+        mark, being kept. None: the same where the file states the limit, as its makers do, with a
+        line in the log (logger "ruvllm"). False: embed it whole. Beyond the context: FullError.
         Returns float32 ``(n, n_embd)``, read-only, rows of unit length.
         """
+        core = self._open()
+        stated = core.gguf().get("ruvllm.embed.max_tokens")
+        limit = min(stated, self.info.n_ctx) if isinstance(stated, int) else self.info.n_ctx
+        cut = truncate or (truncate is None and stated is not None)
         flat: list[int] = []
         lengths: list[int] = []
-        for text in [texts] if isinstance(texts, (str, bytes)) else texts:
+        for i, text in enumerate([texts] if isinstance(texts, (str, bytes)) else texts):
             ids = self._embed_ids(text)
-            if truncate and len(ids) > self.info.n_ctx:
-                ids = [*ids[: self.info.n_ctx - 1], ids[-1]]
+            if cut and len(ids) > limit:
+                if truncate is None:
+                    _log.warning("embed: text %d cut from %d to %d tokens", i, len(ids), limit)
+                ids = [*ids[: limit - 1], ids[-1]]
             flat += ids
             lengths.append(len(ids))
-        return np.asarray(self._open().embed(flat, lengths, cancel))
+        return np.asarray(core.embed(flat, lengths, cancel))
 
     async def aembed(
-        self, texts: str | Sequence[str | bytes | Sequence[int]], *, truncate: bool = False
+        self, texts: str | Sequence[str | bytes | Sequence[int]], *, truncate: bool | None = None
     ) -> NDArray[np.float32]:
         """``embed`` off the event loop; cancelling the task stops it."""
         cancel = _core.Cancel()
@@ -362,11 +372,11 @@ class Model:
         if not given:
             return None
         from ruvllm.engine._grammar import Constraint as Grammar
-        from ruvllm.engine._vocab import GrammarVocab
+        from ruvllm.engine._vocab import ModelVocab
 
         if self._vocab is None:  # kept: the grammar library's copy of it is cached by identity
             tokenizer = need_tokenizer(self.tokenizer, self.path)
-            self._vocab = GrammarVocab(tokenizer, self.info.n_vocab)
+            self._vocab = ModelVocab(tokenizer, self.info.n_vocab)
         return Grammar(self._vocab, **given)
 
     def _start(

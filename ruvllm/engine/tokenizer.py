@@ -88,10 +88,6 @@ class Tokenizer:
         """Whether the token ends a reply (end of text, end of turn, ...)."""
         return self._core.is_eog(token)
 
-    def kind(self, token: int) -> int:
-        """1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 a byte."""
-        return self._core.type_of(token)
-
     @property
     def n_vocab(self) -> int:
         """Number of tokens."""

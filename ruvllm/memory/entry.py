@@ -1,7 +1,8 @@
 """WitnessEntry: one request as the log keeps it, and its two other shapes, row and JSON.
 
 The columns and what they mean are described in docs/store.md.  JSON columns are Python values here;
-blobs are numpy arrays (embeddings, float32) and tuples of ints (token ids, int32).
+blobs are numpy arrays (embeddings, float32) and tuples of ints (token ids, int32).  An entry that
+is read back has tuples where sequences may be given.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -69,13 +70,13 @@ class WitnessEntry:
     total_ms: float | None = None
     prefill_ms: float | None = None
     queue_ms: float | None = None
-    context_doc_ids: tuple[str, ...] | None = None
+    context_doc_ids: Sequence[str] | None = None
     error: Mapping[str, Any] | None = None
-    tags: tuple[str, ...] | None = None
+    tags: Sequence[str] | None = None
     prompt_text: str | None = None
-    prompt_ids: tuple[int, ...] | None = None
+    prompt_ids: Sequence[int] | None = None
     output_text: str | None = None
-    output_ids: tuple[int, ...] | None = None
+    output_ids: Sequence[int] | None = None
     seed: int | None = None
     params: Mapping[str, Any] | None = None
     finish_reason: str | None = None

@@ -7,7 +7,7 @@
 
 #include "test.h"
 
-#define GOLDEN RV_TEST_DATA "/golden/llama-d64-f32.gguf"
+#define GOLDEN RV_TEST_DATA "/golden/models/llama-d64-f32.gguf"
 
 /* ---- a writer of small files ---- */
 

@@ -375,7 +375,7 @@ def bert_forward(c: dict[str, Any], t: Tensors, ids: list[int]) -> np.ndarray:
         h = f"encoder.layer.{i}"
 
         def dense(a: np.ndarray, name: str) -> np.ndarray:
-            return a @ t[f"{h}.{name}.weight"].T + t[f"{h}.{name}.bias"]  # noqa: B023
+            return a @ t[f"{h}.{name}.weight"].T + t[f"{h}.{name}.bias"]
 
         q, k, v = (
             dense(x, f"attention.self.{z}").reshape(n, heads, -1) for z in ("query", "key", "value")

@@ -16,7 +16,7 @@ from ruvllm import _core
 from ruvllm._errors import ArgumentError, FormatError, NotFoundError, StateError
 
 ROOT = Path(__file__).parents[1]
-GOLDEN = sorted((ROOT / "golden").glob("*.gguf"))
+GOLDEN = sorted((ROOT / "golden" / "models").glob("*.gguf"))
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)

@@ -135,7 +135,7 @@ def metadata_end(data: bytes) -> int:
 
 @pytest.mark.parametrize("name", ["llama-d64-f32", "llama-d256-q4_0"])
 def test_truncated_everywhere(name: str) -> None:
-    data = (ROOT / "golden" / f"{name}.gguf").read_bytes()
+    data = (ROOT / "golden" / "models" / f"{name}.gguf").read_bytes()
     before = _core.live_bytes()
     cuts = [*range(4096), *range(4096, len(data), 1024), metadata_end(data), len(data) - 1]
     for n in cuts:

@@ -1,4 +1,4 @@
-"""Logits and greedy tokens against goldens: a NumPy oracle and llama.cpp (tests/golden/README.md)."""
+"""Logits and greedy tokens against goldens of a NumPy oracle and of llama.cpp."""
 
 from __future__ import annotations
 

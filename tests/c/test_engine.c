@@ -1,0 +1,130 @@
+/* engine: every allocation of opening, evaluating and embedding fails once; cancel and reuse. */
+#include "test.h"
+
+#include "kv/kv.h"
+
+#define MODEL RV_TEST_DATA "/golden/models/lfm2-d64-f32.gguf"
+
+static rv_model *open_model(int n_threads) {
+    rv_err err = {0};
+    rv_model *m;
+    const rv_model_opts o = {.n_threads = n_threads, .n_batch = 5};
+    CHECK(rv_model_open(&m, MODEL, &o, &err) == RV_OK);
+    return m;
+}
+
+static void model_open_survives_failed_allocations(void) {
+    const size_t live = rv_live_bytes();
+    const rv_model_opts o = {.n_threads = 2, .prefault = true};
+    for (long k = 0;; k++) {
+        rv_err err = {0};
+        rv_model *m = NULL;
+        rv_test_fail_alloc_at(k);
+        rv_status st = rv_model_open(&m, MODEL, &o, &err);
+        rv_test_fail_alloc_at(-1);
+        if (st == RV_OK) {
+            CHECK(k > 20);
+            rv_model_free(&m);
+            return;
+        }
+        CHECK(st == RV_ENOMEM && err.code == RV_ENOMEM && !m && rv_live_bytes() == live);
+    }
+}
+
+static void session_survives_failed_allocations(void) {
+    rv_model *m = open_model(1);
+    const int32_t tok[] = {1, 2, 3, 4, 5, 6, 7};
+    for (long k = 0;; k++) {
+        const size_t live = rv_live_bytes();
+        rv_session *s = NULL;
+        rv_test_fail_alloc_at(k);
+        rv_status st = rv_session_new(&s, m, 100, NULL);
+        if (st == RV_OK) {
+            CHECK(rv_session_eval(s, tok, 3, NULL, NULL, NULL) == RV_OK || k < 40);
+            rv_test_fail_alloc_at(-1);
+            const size_t past = rv_session_n_past(s);
+            CHECK(past == 0 || past == 3);
+            CHECK(rv_session_eval(s, tok + past, 7 - past, NULL, NULL, NULL) == RV_OK);
+            CHECK(rv_session_n_past(s) == 7);
+            rv_session_free(&s);
+            if (k > 60) break;
+        } else {
+            rv_test_fail_alloc_at(-1);
+            CHECK(st == RV_ENOMEM && !s && rv_live_bytes() == live);
+        }
+    }
+    for (long k = 0;; k++) {
+        float out[2][64];
+        const size_t len[] = {3, 4};
+        rv_test_fail_alloc_at(k);
+        rv_status st = rv_model_embed(m, tok, len, 2, NULL, &out[0][0], NULL);
+        rv_test_fail_alloc_at(-1);
+        if (st == RV_OK && k > 20) break;
+        CHECK(st == RV_OK || st == RV_ENOMEM);
+    }
+    rv_model_free(&m);
+}
+
+/* A cancelled or refused eval consumes nothing, recurrent state included. */
+static void failed_eval_consumes_nothing(void) {
+    rv_model *m = open_model(2);
+    const size_t v = (size_t)rv_model_get_info(m)->n_vocab;
+    const int32_t tok[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, bad[] = {1, 1 << 30};
+    rv_session *a, *b;
+    rv_cancel *c;
+    rv_err err = {0};
+    CHECK(rv_session_new(&a, m, 32, NULL) == RV_OK && rv_session_new(&b, m, 32, NULL) == RV_OK);
+    CHECK(rv_cancel_new(&c, NULL) == RV_OK);
+    CHECK(rv_session_logits(a) == NULL);
+    CHECK(rv_session_eval(a, tok, 12, NULL, NULL, NULL) == RV_OK);
+    CHECK(rv_session_eval(b, tok, 6, NULL, NULL, NULL) == RV_OK);
+    rv_cancel_set(c, true);
+    CHECK(rv_session_eval(b, tok + 6, 6, NULL, c, &err) == RV_ECANCEL);
+    CHECK(rv_session_eval(b, bad, 2, NULL, NULL, &err) == RV_EARG && strstr(err.msg, "tokens[1]"));
+    CHECK(rv_session_eval(b, tok, 27, NULL, NULL, &err) == RV_EFULL);
+    CHECK(rv_session_n_past(b) == 6);
+    CHECK(rv_session_eval(b, tok + 6, 6, NULL, NULL, NULL) == RV_OK);
+    CHECK(memcmp(rv_session_logits(a), rv_session_logits(b), v * 4) == 0);
+    CHECK(rv_session_truncate(b, 3, &err) == RV_EUNSUPPORTED);
+    CHECK(rv_session_truncate(b, 0, NULL) == RV_OK);
+    CHECK(rv_session_eval(b, tok, 12, NULL, NULL, NULL) == RV_OK);
+    CHECK(memcmp(rv_session_logits(a), rv_session_logits(b), v * 4) == 0);
+    rv_model_free(&m); /* before its sessions: they keep it */
+    CHECK(rv_session_eval(a, tok, 1, NULL, NULL, NULL) == RV_OK);
+    rv_cancel_free(&c);
+    rv_session_free(&a);
+    rv_session_free(&b);
+}
+
+/* After warm-up a decode step allocates nothing but a block of keys now and then. */
+static void decode_allocates_nothing(void) {
+    rv_model *m = open_model(1);
+    rv_session *s;
+    int32_t tok = 3;
+    CHECK(rv_session_new(&s, m, 300, NULL) == RV_OK);
+    CHECK(rv_session_eval(s, &tok, 1, NULL, NULL, NULL) == RV_OK);
+    rv_test_fail_alloc_at(0); /* the next allocation fails */
+    for (int i = 1; i < RV_KV_BLOCK; i++)
+        CHECK(rv_session_eval(s, &tok, 1, NULL, NULL, NULL) == RV_OK);
+    CHECK(rv_session_eval(s, &tok, 1, NULL, NULL, NULL) == RV_ENOMEM);
+    CHECK(rv_session_eval(s, &tok, 1, NULL, NULL, NULL) == RV_OK);
+    rv_test_fail_alloc_at(-1);
+    rv_session_free(&s);
+    rv_model_free(&m);
+}
+
+static void bandwidth_is_a_number(void) {
+    double rate = 0;
+    CHECK(rv_read_bandwidth(2, 8 << 20, &rate, NULL) == RV_OK && rate > 0);
+    CHECK(rv_read_bandwidth(1, 100, &rate, NULL) == RV_EARG);
+    CHECK(rv_read_bandwidth(0, 8 << 20, &rate, NULL) == RV_EARG);
+}
+
+const rv_test tests_engine[] = {
+    {"model_open_survives_failed_allocations", model_open_survives_failed_allocations},
+    {"session_survives_failed_allocations", session_survives_failed_allocations},
+    {"failed_eval_consumes_nothing", failed_eval_consumes_nothing},
+    {"decode_allocates_nothing", decode_allocates_nothing},
+    {"bandwidth_is_a_number", bandwidth_is_a_number},
+    {NULL, NULL},
+};
