@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from ruvllm._errors import FormatError, NotFoundError, RuvllmError, UnsupportedError
-from ruvllm.engine import _convert_tokenizer
+from ruvllm.engine import _convert_tokenizer, _convert_vocab
 from ruvllm.engine._convert_arch import Config
-from ruvllm.engine._convert_tokenizer import (
+from ruvllm.engine._convert_tokenizer import read_vocab
+from ruvllm.engine._convert_vocab import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -22,7 +23,6 @@ from ruvllm.engine._convert_tokenizer import (
     UNUSED,
     USER,
     Vocab,
-    read_vocab,
 )
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -494,7 +494,8 @@ def test_any_value_may_be_anything(
     read(tmp_path, tok, arch="bert", tokenizer_config=config)  # so that there are files
     files = {"tokenizer.json": tok, "tokenizer_config.json": config}
     now: dict[str, Any] = {}
-    monkeypatch.setattr(_convert_tokenizer, "read_json", lambda path: now[path.name])
+    for module in (_convert_tokenizer, _convert_vocab):
+        monkeypatch.setattr(module, "read_json", lambda path: now[path.name])
     refused = 0
     for name, good in files.items():
         for path in paths(good):
