@@ -1,7 +1,7 @@
 """Turns a Hugging Face tokenizer into the `tokenizer.*` keys of a GGUF.
 
-Owns `tokenizer.json` (or `vocab.txt`, or SentencePiece's `tokenizer.model`), the special tokens and
-the chat template.  Three kinds exist, told apart by the structure of the file, never by its name:
+Owns `tokenizer.json` (or `vocab.txt`, or SentencePiece's `tokenizer.model`).  Three kinds exist,
+told apart by the structure of the file, never by its name:
 
     BPE over bytes      -> tokenizer.ggml.model "gpt2", with merges and the name of a pre-tokenizer
     BPE over characters -> "llama", with scores (SentencePiece: U+2581 for spaces, <0x0A> for bytes)
@@ -16,18 +16,29 @@ would run, and give slightly other ids on some texts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 from ruvllm._errors import FormatError, NotFoundError, UnsupportedError
-from ruvllm.engine._convert_arch import Config, Kv
+from ruvllm.engine._convert_arch import Config
+from ruvllm.engine._convert_special import chat_templates, content_of, set_special_ids
 from ruvllm.engine._convert_spm import read_sentencepiece
+from ruvllm.engine._convert_vocab import (
+    BYTE,
+    CONTROL,
+    KINDS,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER,
+    Vocab,
+    optional_json,
+    parts_of,
+    unused_name,
+)
 from ruvllm.engine._convert_weights import read_json
 
-NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
 SPACE: Final = "\u2581"
 
 _WORDS_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -42,61 +53,6 @@ _BY_REGEX: Final = {
     _WORDS_LLAMA3.replace("{1,3}", ""): "qwen2",
 }
 _WHOLE_WORDS_FIRST: Final = ("llama-bpe", "lfm2")  # a word that is a token is not merged
-_KINDS: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_KEY_OF: Final = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # sic: ggml's spelling
-
-
-@dataclass(slots=True)
-class Vocab:
-    """A vocabulary as a GGUF holds it.
-
-    tokens, types, and scores where there are any, run by id.  special: ids by kind (``bos`` ...).
-    flags: further ``tokenizer.ggml`` booleans.  templates: chat templates by name.
-    """
-
-    model: str
-    pre: str
-    tokens: list[str]
-    types: list[int]
-    scores: list[float] | None = None
-    merges: list[str] | None = None
-    special: dict[str, int] = field(default_factory=dict)
-    flags: dict[str, bool] = field(default_factory=dict)
-    templates: dict[str, str] = field(default_factory=dict)
-
-    def pad_to(self, n: int) -> None:
-        """Add unused tokens up to ``n``, the embedding's rows; FormatError when there are more."""
-        if len(self.tokens) > n:
-            raise FormatError(
-                f"tokenizer: found {len(self.tokens)} tokens, the embedding has {n} rows"
-            )
-        have = set(self.tokens)
-        for i in range(len(self.tokens), n):
-            self.tokens.append(_unused_name(i, have))
-            self.types.append(UNUSED)
-            if self.scores is not None:
-                self.scores.append(-10000.0)
-
-    def kv(self) -> Iterator[Kv]:
-        """The metadata, in the usual order."""
-        g = "tokenizer.ggml."
-        yield g + "model", "str", self.model
-        yield g + "pre", "str", self.pre
-        yield g + "tokens", "arr[str]", self.tokens
-        if self.scores is not None:
-            yield g + "scores", "arr[f32]", self.scores
-        yield g + "token_type", "arr[i32]", self.types
-        if self.merges is not None:
-            yield g + "merges", "arr[str]", self.merges
-        for kind, i in self.special.items():
-            yield f"{g}{_KEY_OF.get(kind, kind)}_token_id", "u32", i
-        for name, value in self.flags.items():
-            yield g + name, "bool", value
-        for name, text in self.templates.items():
-            suffix = "" if name == "default" else f".{name}"
-            yield f"tokenizer.chat_template{suffix}", "str", text
-        if others := [n for n in self.templates if n != "default"]:
-            yield "tokenizer.chat_templates", "arr[str]", others
 
 
 def read_vocab(folder: Path, config: Config, arch: str) -> Vocab:
@@ -107,7 +63,7 @@ def read_vocab(folder: Path, config: Config, arch: str) -> Vocab:
     """
     spm, json_path, words = (folder / n for n in ("tokenizer.model", "tokenizer.json", "vocab.txt"))
     file = Config(read_json(json_path), "tokenizer.json") if json_path.is_file() else None
-    extra = _optional(folder / "tokenizer_config.json")
+    extra = optional_json(folder / "tokenizer_config.json")
     kind = _kind(file) if file is not None else ""
     if spm.is_file() and kind in ("", "llama"):
         v = _from_sentencepiece(spm, file, extra)
@@ -119,13 +75,9 @@ def read_vocab(folder: Path, config: Config, arch: str) -> Vocab:
         raise NotFoundError(f"{folder}: no tokenizer.json, tokenizer.model or vocab.txt")
     if v.pre == "llama-bpe" and arch == "lfm2":
         v.pre = "lfm2"  # the same rule under the name its files usually give
-    _special_ids(v, folder, file, extra, config)
-    v.templates = _templates(folder, extra)
+    set_special_ids(v, folder, file, extra, config)
+    v.templates = chat_templates(folder, extra)
     return v
-
-
-def _optional(path: Path) -> Config:
-    return Config(read_json(path) if path.is_file() else {}, path.name)
 
 
 # ---------------------------------------------------------------- tokenizer.json
@@ -141,25 +93,6 @@ def _kind(file: Config) -> str:
     raise UnsupportedError(f"tokenizer.json: model type {name!r}, want 'BPE' or 'WordPiece'")
 
 
-def _parts(node: Any, list_key: str) -> list[dict[str, Any]]:
-    """A normalizer, pre_tokenizer or post_processor as a flat list of its steps."""
-    if node is None:
-        return []
-    if not isinstance(node, dict):
-        raise FormatError(f"tokenizer.json: {list_key}: found {node!r:.60}, want an object")
-    if node.get("type") != "Sequence":
-        return [node]
-    return [part for child in node.get(list_key) or [] for part in _parts(child, list_key)]
-
-
-def _unused_name(i: int, have: set[str]) -> str:
-    name = f"[PAD{i}]"
-    while name in have:
-        name += "_"
-    have.add(name)
-    return name
-
-
 def _table(file: Config) -> tuple[list[str], list[int], dict[str, int]]:
     """Tokens and types by id, and ids by token, from the model's vocab and the added tokens."""
     vocab = file.map("model").get("vocab")
@@ -169,28 +102,40 @@ def _table(file: Config) -> tuple[list[str], list[int], dict[str, int]]:
     types: dict[int, int] = {}
     for text, i in vocab.items():
         _place(by_id, i, text)
-    for added in file.get("added_tokens", []):
-        text, i = added.get("content"), added.get("id")
-        if not isinstance(text, str) or not text:
-            raise FormatError(f"tokenizer.json: added_tokens: found {added!r:.80}, want a content")
+    for i, text, special in _added(file):
         if by_id.get(i) != text:
             if text in vocab:
                 raise FormatError(
                     f"tokenizer.json: added token {text!r} has id {i}, the vocab says {vocab[text]}"
                 )
             _place(by_id, i, text)
-        types[i] = CONTROL if added.get("special") or _looks_special(text) else USER
+        types[i] = CONTROL if special or _looks_special(text) else USER
     tokens: list[str] = []
     have = set(by_id.values())
     for i in range(max(by_id) + 1):
         if i not in by_id:
             types[i] = UNUSED
-        tokens.append(by_id[i] if i in by_id else _unused_name(i, have))
+        tokens.append(by_id[i] if i in by_id else unused_name(i, have))
     return (
         tokens,
         [types.get(i, NORMAL) for i in range(len(tokens))],
         {t: i for i, t in by_id.items()},
     )
+
+
+def _added(file: Config) -> list[tuple[int, str, bool]]:
+    """Id, text and speciality of each added token."""
+    found = file.get("added_tokens", [])
+    if not isinstance(found, list):
+        raise FormatError(f"tokenizer.json: added_tokens: found {found!r:.60}, want a list")
+    return [_added_token(a, a.get("id") if isinstance(a, dict) else None) for a in found]
+
+
+def _added_token(token: Any, i: Any) -> tuple[int, str, bool]:
+    text = token.get("content") if isinstance(token, dict) else None
+    if not isinstance(text, str) or not text or isinstance(i, bool) or not isinstance(i, int):
+        raise FormatError(f"added_tokens: found {token!r:.80}, want a content and an id")
+    return i, text, bool(token.get("special"))
 
 
 def _place(by_id: dict[int, str], i: Any, text: str) -> None:
@@ -238,13 +183,13 @@ def _byte_bpe(file: Config) -> Vocab:
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         model.only(key, None, None, "")
     model.only("dropout", None, None, 0.0)
-    for step in _parts(file.get("normalizer"), "normalizers"):
+    for step in parts_of(file.get("normalizer"), "normalizers"):
         # NFC changes no text that is in NFC already, which is nearly all; the GGUF cannot say it
         if step.get("type") != "NFC":
             raise UnsupportedError(
                 f"tokenizer.json: normalizer {step.get('type')!r}, want none or NFC"
             )
-    pre = _pre_name(_parts(file.get("pre_tokenizer"), "pretokenizers"))
+    pre = _pre_name(parts_of(file.get("pre_tokenizer"), "pretokenizers"))
     tokens, types, ids = _table(file)
     pairs = _merges(file, ids)
     if model.flag("ignore_merges", False) != (pre in _WHOLE_WORDS_FIRST):
@@ -290,7 +235,8 @@ def _pre_name(steps: list[dict[str, Any]]) -> str:
         return "gpt-2"
     if len(cuts) == 1 and cuts[0].get("type") == "Split" and not by_gpt2:
         step = cuts[0]
-        regex = (step.get("pattern") or {}).get("Regex")
+        pattern = step.get("pattern")
+        regex = str(pattern.get("Regex")) if isinstance(pattern, dict) else None
         # Every character is part of some match, so dropping what lies between drops nothing.
         behavior = step.get("behavior"), step.get("invert", False)
         plain = behavior in (("Isolated", False), ("Removed", True))
@@ -383,8 +329,8 @@ def _check_complete(
 
 def _space_prefix(file: Config) -> bool:
     """Whether a space is put before the text; UnsupportedError unless spaces become U+2581."""
-    norm = _parts(file.get("normalizer"), "normalizers")
-    pre = _parts(file.get("pre_tokenizer"), "pretokenizers")
+    norm = parts_of(file.get("normalizer"), "normalizers")
+    pre = parts_of(file.get("pre_tokenizer"), "pretokenizers")
     outline = f"normalizer {_outline(norm)}, pre_tokenizer {_outline(pre)}"
     prefix = replaced = False
     for s in norm:
@@ -410,16 +356,17 @@ def _from_sentencepiece(path: Path, file: Config | None, extra: Config) -> Vocab
     """SentencePiece's own file, which has the true scores, plus tokens added on top of it."""
     spm = read_sentencepiece(path)
     v = Vocab("llama", "default", spm.tokens, spm.types, scores=spm.scores)
-    added: Iterable[tuple[Any, Any]] = ()
+    decoder = extra.get("added_tokens_decoder")
     if file is not None:
-        added = [(a.get("id"), a) for a in file.get("added_tokens", [])]
-    elif isinstance(extra.get("added_tokens_decoder"), dict):
-        added = [(int(i), a) for i, a in extra.get("added_tokens_decoder").items() if i.isdecimal()]
+        added = _added(file)
+    elif isinstance(decoder, dict):
+        added = [_added_token(a, int(i) if i.isdecimal() else i) for i, a in decoder.items()]
+    else:
+        added = []
     assert v.scores is not None
-    for i, a in sorted(added, key=lambda x: str(x[0]).zfill(9)):
-        text = a.get("content") if isinstance(a, dict) else None
-        if not isinstance(i, int) or not 0 <= i < 1 << 24 or not isinstance(text, str) or not text:
-            raise FormatError(f"{path.parent}: added token {a!r:.80}: want a content and an id")
+    for i, text, special in sorted(added):
+        if not 0 <= i < 1 << 24:
+            raise FormatError(f"added token {text!r:.60}: found id {i}, want 0 .. 2^24 - 1")
         while i >= len(v.tokens):
             v.tokens.append(f"[PAD{len(v.tokens)}]")
             v.types.append(UNUSED)
@@ -427,7 +374,7 @@ def _from_sentencepiece(path: Path, file: Config | None, extra: Config) -> Vocab
         if v.types[i] in (UNKNOWN, BYTE):
             continue
         v.tokens[i] = text
-        v.types[i] = CONTROL if a.get("special") or _looks_special(text) else USER
+        v.types[i] = CONTROL if special or _looks_special(text) else USER
         v.scores[i] = -1000.0 if v.types[i] == USER else 0.0
     v.flags["add_space_prefix"] = spm.add_dummy_prefix
     v.flags["remove_extra_whitespaces"] = spm.remove_extra_whitespaces
@@ -442,14 +389,16 @@ def _from_sentencepiece(path: Path, file: Config | None, extra: Config) -> Vocab
 
 def _word_piece(file: Config) -> Vocab:
     prefix = file.map("model").get("continuing_subword_prefix", "##")
-    steps = _parts(file.get("normalizer"), "normalizers")
+    if not isinstance(prefix, str):
+        raise FormatError(f"tokenizer.json: continuing_subword_prefix: found {prefix!r:.60}")
+    steps = parts_of(file.get("normalizer"), "normalizers")
     if len(steps) != 1:
         raise UnsupportedError(f"tokenizer.json: normalizer {_outline(steps)}, want BertNormalizer")
     norm = Config(steps[0], "tokenizer.json: normalizer")
     norm.only("type", None, "BertNormalizer")
     norm.only("handle_chinese_chars", True, True)
     norm.only("clean_text", True, True)
-    for step in _parts(file.get("pre_tokenizer"), "pretokenizers"):
+    for step in parts_of(file.get("pre_tokenizer"), "pretokenizers"):
         Config(step, "tokenizer.json: pre_tokenizer").only("type", None, "BertPreTokenizer")
     tokens, types, _ = _table(file)
     return _phantom(tokens, types, prefix, norm)
@@ -465,7 +414,7 @@ def _from_vocab_txt(path: Path, extra: Config) -> Vocab:
     if tokens[-1] == "":
         tokens.pop()
     tokens = [t.removesuffix("\r") for t in tokens]
-    special = {_content(extra.get(f"{kind}_token", f"[{kind.upper()}]")) for kind in _KINDS[2:]}
+    special = {content_of(extra.get(f"{kind}_token", f"[{kind.upper()}]")) for kind in KINDS[2:]}
     return _phantom(tokens, [CONTROL if t in special else NORMAL for t in tokens], "##", norm)
 
 
@@ -485,147 +434,3 @@ def _phantom(tokens: list[str], types: list[int], prefix: str, norm: Config) -> 
     v.flags["normalizer.lowercase"] = lower
     v.flags["normalizer.strip_accents"] = norm.flag("strip_accents", lower)
     return v
-
-
-# ---------------------------------------------------------------- special tokens, templates
-
-
-def _content(token: Any) -> str | None:
-    """The text of a special token as any of the JSON files writes it."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
-
-
-def _special_ids(
-    v: Vocab, folder: Path, file: Config | None, extra: Config, config: Config
-) -> None:
-    """Fill ``v.special`` and the add_bos / add_eos flags.
-
-    First of: tokenizer_config.json, special_tokens_map.json, the model's config.json,
-    generation_config.json, what the vocabulary itself says.
-    """
-    n = len(v.tokens)
-    ids: dict[str, int] = {}
-    for i, t in enumerate(v.tokens):
-        ids.setdefault(t, i)
-    named = [extra, _optional(folder / "special_tokens_map.json")]
-    numbered = [config, _optional(folder / "generation_config.json")]
-    own = dict(v.special)
-    v.special = {}
-    for kind in _KINDS:
-        texts = (_content(c.get(f"{kind}_token")) for c in named)
-        found = next((ids[t] for t in texts if t is not None and t in ids), None)
-        if found is None:
-            found = next((i for c in numbered for i in _id_list(c, kind, n)), own.get(kind))
-        if found is not None:
-            v.special[kind] = found
-    if v.model == "bert":
-        v.special.setdefault("bos", v.special.get("cls", -1))
-        v.special.setdefault("eos", v.special.get("sep", -1))
-        missing = [k for k in ("cls", "sep", "unk") if k not in v.special]
-        if missing:
-            raise FormatError(f"tokenizer: no {missing[0]} token, a WordPiece vocabulary needs one")
-    _ends(v, file, extra, ids)
-    others = [i for c in numbered[::-1] for i in _id_list(c, "eos", n) if i != v.special.get("eos")]
-    for kind, i in zip(("eot", "eom"), dict.fromkeys(others), strict=False):
-        v.special.setdefault(kind, i)
-
-
-def _id_list(c: Config, kind: str, n: int) -> list[int]:
-    found = c.get(f"{kind}_token_id")
-    if found is None:
-        return []
-    ids = found if isinstance(found, list) else [found]
-    for i in ids:
-        if isinstance(i, bool) or not isinstance(i, int):
-            raise FormatError(f"{c.file}: {kind}_token_id: found {found!r:.60}, want an id")
-    return [i for i in ids if 0 <= i < n]
-
-
-def _ends(v: Vocab, file: Config | None, extra: Config, ids: dict[str, int]) -> None:
-    """Whether a begin and an end token are put around a text, and which."""
-    add = {"bos": extra.get("add_bos_token"), "eos": extra.get("add_eos_token")}
-    if v.model == "bert":
-        add = {"bos": True, "eos": True}
-    elif v.model == "llama" and add["bos"] is None:
-        add["bos"] = True  # what the tokenizer class does that such files belong to
-    steps = _parts(file.get("post_processor"), "processors") if file is not None else []
-    for step in steps:
-        if step.get("type") == "ByteLevel":
-            continue
-        if step.get("type") == "BertProcessing" and v.model == "bert":
-            continue
-        if step.get("type") != "TemplateProcessing":
-            raise UnsupportedError(
-                f"tokenizer.json: post_processor {step.get('type')!r}, want "
-                "TemplateProcessing or ByteLevel"
-            )
-        first, last = _template_ends(step, ids)
-        add = {"bos": first is not None, "eos": last is not None}
-        if first is not None:
-            v.special["bos"] = first
-        if last is not None and last != v.special.get("eos"):
-            if "eos" in v.special:  # generation still ends at the token the config names
-                v.special["eot"] = v.special["eos"]
-            v.special["eos"] = last
-    for kind in ("bos", "eos"):
-        v.flags[f"add_{kind}_token"] = add[kind] is True and kind in v.special
-
-
-def _template_ends(step: dict[str, Any], ids: dict[str, int]) -> tuple[int | None, int | None]:
-    """Ids of the tokens that TemplateProcessing puts before and after a single text."""
-    names: list[Any] = []
-    for part in step.get("single") or []:
-        names.append((part.get("SpecialToken") or {}).get("id"))
-    if names.count(None) != 1 or len(names) > 3:
-        raise UnsupportedError(
-            f"tokenizer.json: post_processor: template {step.get('single')!r:.120}, "
-            "want at most one token before and one after the text"
-        )
-    at = names.index(None)
-    if at > 1 or len(names) - at > 2:
-        raise UnsupportedError(
-            f"tokenizer.json: post_processor: template of {names}, "
-            "want at most one token before and one after the text"
-        )
-
-    def id_of(name: str) -> int:
-        if name not in ids:
-            raise FormatError(f"tokenizer.json: post_processor: token {name!r} is not in the vocab")
-        return ids[name]
-
-    first = id_of(names[0]) if at == 1 else None
-    last = id_of(names[-1]) if at < len(names) - 1 else None
-    return first, last
-
-
-def _templates(folder: Path, extra: Config) -> dict[str, str]:
-    """Chat templates by name: a .jinja file wins over tokenizer_config.json, as upstream."""
-    out: dict[str, str] = {}
-    found = extra.get("chat_template")
-    if isinstance(found, str):
-        out["default"] = found
-    elif isinstance(found, list):
-        for t in found:
-            name, text = (t.get("name"), t.get("template")) if isinstance(t, dict) else (None, None)
-            if not isinstance(name, str) or not isinstance(text, str):
-                raise FormatError(
-                    f"{extra.file}: chat_template: found {t!r:.80}, want a name and a template"
-                )
-            out[name] = text
-    elif found is not None:
-        raise FormatError(f"{extra.file}: chat_template: found {found!r:.60}, want a string")
-    whole = folder / "chat_template.jinja"
-    files = [("default", whole)] if whole.is_file() else []
-    files += [(p.stem, p) for p in sorted((folder / "additional_chat_templates").glob("*.jinja"))]
-    for name, path in files:
-        try:
-            out[name] = path.read_text("utf-8")
-        except UnicodeDecodeError as e:
-            raise FormatError(f"{path}: not UTF-8 at byte {e.start}") from None
-    if "default" not in out and (old := folder / "chat_template.json").is_file():
-        text = read_json(old).get("chat_template")
-        if isinstance(text, str):
-            out["default"] = text
-    return out

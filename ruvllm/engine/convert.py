@@ -21,7 +21,8 @@ import numpy as np
 
 from ruvllm._errors import ArgumentError, FormatError, NotFoundError, UnsupportedError
 from ruvllm.engine._convert_arch import Config, Kv, Plan, Wanted, make_plan
-from ruvllm.engine._convert_tokenizer import Vocab, read_vocab
+from ruvllm.engine._convert_tokenizer import read_vocab
+from ruvllm.engine._convert_vocab import Vocab
 from ruvllm.engine._convert_weights import Checkpoint, F32Array, Stored, read_json
 from ruvllm.engine._gguf_writer import DType, GGUFWriter
 from ruvllm.engine.quantize import (

@@ -29,6 +29,7 @@ from ruvllm._errors import (
     RuvllmError,
     UnsupportedError,
 )
+from ruvllm.engine._convert_arch import Config, make_plan
 from ruvllm.engine._convert_weights import Checkpoint
 from ruvllm.engine.convert import convert
 
@@ -649,6 +650,14 @@ def test_sentence_length_and_sampling_advice_are_kept(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what is refused
 
 
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CONFIG_ERRORS: list[tuple[str, dict[str, Any], type[RuvllmError], str]] = [
     ("llama", {"architectures": ["GPTJForCausalLM"]}, UnsupportedError, "GPTJ.*want one of"),
     ("llama", {"architectures": ...}, FormatError, "architectures: found None"),
@@ -709,6 +718,24 @@ def test_configs_that_cannot_be_right(
     with pytest.raises(error, match=message):
         convert(src, tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_any_setting_may_be_anything(arch: str) -> None:
+    """A wrong value anywhere in config.json is a typed error in one line, or does not matter."""
+    good = config_of(arch) | {"head_dim": 16, "full_attn_idxs": [0], "use_sliding_window": False}
+    junk = [None, True, -1, 0, 1.5, math.nan, 2**70, "", "x", [], [1], [[]], {}, {"type": {}}]
+    refused = 0
+    for rope in (LLAMA3_ROPE, YARN):
+        cases = [good | {"rope_scaling": rope, k: j} for k in [*good, "rope_scaling"] for j in junk]
+        cases += [good | {"rope_parameters": rope | {k: j}} for k in rope for j in junk]
+        for case in cases:
+            try:
+                assert make_plan(Config(case), set()).tensors
+            except RuvllmError as e:
+                refused += 1
+                assert "\n" not in str(e)
+    assert refused > 150
 
 
 def test_a_tied_head_that_is_stored_too_is_left_out(tmp_path: Path) -> None:
@@ -830,14 +857,6 @@ def test_tensor_bytes_are_where_we_say(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- the engine agrees
 
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((arch, {}) for arch in ARCHS if arch != "bert"),
     ("mistral", {"sliding_window": 5}),

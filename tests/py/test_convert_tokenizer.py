@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ruvllm._errors import FormatError, NotFoundError, RuvllmError, UnsupportedError
+from ruvllm.engine import _convert_tokenizer, _convert_vocab
 from ruvllm.engine._convert_arch import Config
-from ruvllm.engine._convert_tokenizer import (
+from ruvllm.engine._convert_tokenizer import read_vocab
+from ruvllm.engine._convert_vocab import (
     BYTE,
     CONTROL,
     NORMAL,
@@ -20,7 +23,6 @@ from ruvllm.engine._convert_tokenizer import (
     UNUSED,
     USER,
     Vocab,
-    read_vocab,
 )
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -461,6 +463,51 @@ def test_char_bpe_that_no_scores_can_say_is_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=message):
         read(tmp_path, but(CHARS, *path, to=to))
+
+
+# ---------------------------------------------------------------- junk
+
+JUNK: list[Any] = [None, True, -1, 2**70, 1.5, float("nan"), "", "x", [], [1], ["x"], [None],
+                   [[]], {}, {"a": 1}, {"type": "x"}, [{"type": 1}], [{}]]  # fmt: skip
+
+
+def paths(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    children = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, child in children:
+        yield (*at, key)
+        if isinstance(child, dict | list):
+            yield from paths(child, (*at, key))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "words", "chars"])
+def test_any_value_may_be_anything(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong value anywhere is a typed error in one line, or does not matter."""
+    tok, config = {
+        "bytes": (BPE | {"pre_tokenizer": split(LLAMA3), "post_processor": template("<s>", None)},
+                  {"bos_token": "<s>", "eos_token": {"content": "<|fim|>"},
+                   "chat_template": [{"name": "default", "template": "x"}]}),
+        "words": (WORD_PIECE | {"post_processor": template("[CLS]", None, "[SEP]")}, WORD_NAMES),
+        "chars": (CHARS, {"bos_token": "<s>", "eos_token": "</s>"}),
+    }[kind]  # fmt: skip
+    read(tmp_path, tok, arch="bert", tokenizer_config=config)  # so that there are files
+    files = {"tokenizer.json": tok, "tokenizer_config.json": config}
+    now: dict[str, Any] = {}
+    for module in (_convert_tokenizer, _convert_vocab):
+        monkeypatch.setattr(module, "read_json", lambda path: now[path.name])
+    refused = 0
+    for name, good in files.items():
+        for path in paths(good):
+            for junk in JUNK:
+                now = files | {name: but(good, *path, to=junk)}
+                try:
+                    v = read_vocab(tmp_path, Config({}), "bert")
+                    assert len(v.tokens) == len(v.types)
+                except RuvllmError as e:
+                    refused += 1
+                    assert "\n" not in str(e)
+    assert refused > 300
 
 
 # ---------------------------------------------------------------- SentencePiece's own file

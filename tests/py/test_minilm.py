@@ -60,7 +60,7 @@ def test_ids_and_embeddings_are_those_of_sentence_transformers(
             whole = whole if whole[-1] == 102 else [*whole, 102]
             ids.append(whole if len(whole) <= limit else [*whole[: limit - 1], whole[-1]])
         assert ids == want_ids
-        got = np.asarray(m.embed(ids))
+        got = np.asarray(m.embed(texts))
     assert got.dtype == np.float32 and got.shape == want.shape
     assert np.abs(np.linalg.norm(got, axis=1) - 1).max() < 1e-5
     cosines = (got * want).sum(1)
