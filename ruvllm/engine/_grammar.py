@@ -36,24 +36,24 @@ _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,20}"}
 
 
 class GrammarVocab(Protocol):
-    """What is needed of a tokenizer (ruvllm.Tokenizer); weakly referenced, compared by identity."""
+    """What is needed of a tokenizer; weakly referenced, compared by identity."""
 
     @property
     def n_vocab(self) -> int:
         """Number of tokens, as many as there are logits."""
 
     @property
-    def eos(self) -> int | None:
-        """The usual token that ends a text."""
+    def eog_ids(self) -> Sequence[int]:
+        """Tokens that end a generation, the usual one first; at least one."""
 
-    def is_end(self, token: int) -> bool:
-        """Whether the token ends a generation."""
+    def piece(self, token: int) -> bytes:
+        """The bytes a token adds to the text; for a control token its spelling."""
 
-    def piece(self, token: int, special: bool = False) -> bytes:
-        """The bytes a token adds to the text; of control tokens nothing unless special."""
+    def is_control(self, token: int) -> bool:
+        """True for tokens that are not text."""
 
-    def tokenize(self, text: str, bos: bool | None = None, special: bool = False) -> list[int]:
-        """Ids of text."""
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: no control tokens, no begin token."""
 
 
 class _Wrapped:
@@ -65,22 +65,16 @@ class _Wrapped:
     """
 
     def __init__(self, vocab: GrammarVocab) -> None:
-        self.ends = [i for i in range(vocab.n_vocab) if vocab.is_end(i)]
-        if not self.ends:
-            raise UnsupportedError(
-                "constrained output: the vocabulary has no token that ends a text, want one"
-            )
-        self.eos_token_id = vocab.eos if vocab.eos in self.ends else self.ends[0]
+        self.eos_token_id = vocab.eog_ids[0]
         self.bos_token_id = None
         self.tokens: list[bytes] = []
         self.special_token_ids: list[int] = []
         self.twins: dict[int, int] = {}  # a later token -> the first with its bytes
-        self._tokenize = vocab.tokenize
+        self._encode = vocab.encode
         first: dict[bytes, int] = {}
         for i in range(vocab.n_vocab):
             text = bytes(vocab.piece(i))
-            if i in self.ends or (not text and vocab.piece(i, True)):
-                text = bytes(vocab.piece(i, True))
+            if vocab.is_control(i):
                 self.special_token_ids.append(i)
             elif text and first.setdefault(text, i) != i:
                 self.twins[i] = first[text]
@@ -90,7 +84,7 @@ class _Wrapped:
     def __call__(self, text: str | bytes) -> list[int]:
         if isinstance(text, bytes):  # TokenizerWrapper asks once whether bytes are taken: no
             raise TypeError("want a string")
-        return self._tokenize(text, bos=False, special=False)
+        return self._encode(text)
 
 
 class _Tokenizer:
@@ -98,9 +92,9 @@ class _Tokenizer:
 
     def __init__(self, ll: Any, vocab: GrammarVocab) -> None:
         wrapped = _Wrapped(vocab)
-        self.ll = ll.LLTokenizer(ll.TokenizerWrapper(wrapped), eos_token=wrapped.ends)
+        self.ll = ll.LLTokenizer(ll.TokenizerWrapper(wrapped), eos_token=list(vocab.eog_ids))
         self.n_vocab = vocab.n_vocab
-        self.ends = frozenset(wrapped.ends)
+        self.ends = frozenset(vocab.eog_ids)
         self.twins = wrapped.twins
         later = np.array(list(wrapped.twins), np.int32)
         first = np.array(list(wrapped.twins.values()), np.int32)
@@ -135,6 +129,10 @@ def _tokenizer_of(vocab: GrammarVocab) -> _Tokenizer:
     with _lock:
         made = _tokenizers.get(vocab)
         if made is None:
+            if not vocab.eog_ids:
+                raise UnsupportedError(
+                    "constrained output: the vocabulary has no token that ends a text, want one"
+                )
             _tokenizers[vocab] = made = _Tokenizer(ll, vocab)
     return made
 

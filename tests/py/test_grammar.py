@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,16 +34,15 @@ class Vocab:
         self.pieces += [w if isinstance(w, bytes) else w.encode() for w in WORDS]
         self.pieces += [b"A", b"", b"<|eos|>", b"<|im_end|>", b"<|im_start|>"]
         self.n_vocab = len(self.pieces)
-        self.ends = [self.n_vocab - 3, self.n_vocab - 2]
-        self.eos = self.n_vocab - 2
+        self.eog_ids: Sequence[int] = [self.n_vocab - 3, self.n_vocab - 2]
 
-    def is_end(self, token: int) -> bool:
-        return token in self.ends
+    def piece(self, token: int) -> bytes:
+        return self.pieces[token]
 
-    def piece(self, token: int, special: bool = False) -> bytes:
-        return self.pieces[token] if special or token < self.n_vocab - 3 else b""
+    def is_control(self, token: int) -> bool:
+        return token >= self.n_vocab - 3
 
-    def tokenize(self, text: str, bos: bool | None = None, special: bool = False) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
 
@@ -60,7 +60,7 @@ def write(c: Constraint, rng: np.random.Generator, most: int = 4000) -> bytes:
     out = b""
     for i in range(most):
         ids = allowed(c.mask())
-        ends = [t for t in ids if t in VOCAB.ends]
+        ends = [t for t in ids if t in VOCAB.eog_ids]
         assert bool(ends) == c.complete, (out, ids)
         assert VOCAB.n_vocab - 1 not in ids, "a control token"
         if ends and (len(ids) == len(ends) or rng.random() < 0.5):
@@ -123,7 +123,7 @@ def test_regex_choices_lark_gbnf() -> None:
 
 def test_end_only_when_complete() -> None:
     c = Constraint(VOCAB, choices=["ab", "abc"])
-    eos = VOCAB.ends[0]
+    eos = VOCAB.eog_ids[0]
     assert not c.complete and eos not in allowed(c.mask())
     with pytest.raises(ArgumentError, match=f"token: {eos} may not come here"):
         c.commit(eos)
@@ -133,10 +133,10 @@ def test_end_only_when_complete() -> None:
             c.commit(bad)
     c.commit(ord("b"))
     assert c.complete and not c.done
-    assert set(allowed(c.mask())) == {ord("c"), *VOCAB.ends}
+    assert set(allowed(c.mask())) == {ord("c"), *VOCAB.eog_ids}
     c.commit(ord("c"))
     assert c.complete and c.done
-    assert set(allowed(c.mask())) == set(VOCAB.ends)
+    assert set(allowed(c.mask())) == set(VOCAB.eog_ids)
 
 
 def test_a_character_may_come_in_parts() -> None:
@@ -151,9 +151,9 @@ def test_vocabulary_is_built_once() -> None:
     class Counting(Vocab):
         calls = 0
 
-        def is_end(self, token: int) -> bool:
+        def piece(self, token: int) -> bytes:
             Counting.calls += 1
-            return super().is_end(token)
+            return super().piece(token)
 
     vocab = Counting()
     for _ in range(3):
@@ -249,6 +249,6 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_vocabulary_without_an_end() -> None:
     vocab = Vocab()
-    vocab.ends = []
+    vocab.eog_ids = []
     with pytest.raises(UnsupportedError, match="has no token that ends a text"):
         Constraint(vocab, regex="a")
