@@ -147,7 +147,8 @@ RV_API uint64_t rv_gguf_alignment(const rv_gguf *g);
 RV_API uint64_t rv_gguf_file_bytes(const rv_gguf *g); /* all parts */
 RV_API uint64_t rv_gguf_n_kv(const rv_gguf *g);       /* of the first part */
 RV_API uint64_t rv_gguf_n_tensors(const rv_gguf *g);
-RV_API const rv_gguf_kv *rv_gguf_kv_at(const rv_gguf *g, uint64_t i);         /* i < n_kv */
+RV_API const rv_gguf_kv *rv_gguf_kv_at(const rv_gguf *g, uint64_t i); /* i < n_kv */
+/* The tensors stand in one array: at(i) is at(0) + i. */
 RV_API const rv_gguf_tensor *rv_gguf_tensor_at(const rv_gguf *g, uint64_t i); /* i < n_tensors */
 /* By name, NUL-terminated; NULL when there is none.  O(1). */
 RV_API const rv_gguf_kv *rv_gguf_find_kv(const rv_gguf *g, const char *key);

@@ -152,9 +152,16 @@ static rv_status wrong_shape(const rv_gguf_tensor *t, const char *name, size_t n
                    (unsigned long long)t->dims[2], (unsigned long long)t->dims[3], n_in, n_out);
 }
 
+/* Find a tensor and remember that the model has a use for it. */
+static const rv_gguf_tensor *take(rv_net *net, const char *name) {
+    const rv_gguf_tensor *t = rv_gguf_find_tensor(net->g, name);
+    if (t) net->used[t - rv_gguf_tensor_at(net->g, 0)] = true;
+    return t;
+}
+
 rv_status rv_bind_mat(rv_net *net, const char *name, size_t n_out, size_t n_in, bool optional,
                       rv_mat *out, rv_err *err) {
-    const rv_gguf_tensor *t = rv_gguf_find_tensor(net->g, name);
+    const rv_gguf_tensor *t = take(net, name);
     *out = (rv_mat){0};
     if (!t && optional) return RV_OK;
     if (!t)
@@ -175,7 +182,7 @@ rv_status rv_bind_mat(rv_net *net, const char *name, size_t n_out, size_t n_in, 
 
 rv_status rv_bind_vec(rv_net *net, const char *name, size_t n, bool optional, const float **out,
                       rv_err *err) {
-    const rv_gguf_tensor *t = rv_gguf_find_tensor(net->g, name);
+    const rv_gguf_tensor *t = take(net, name);
     *out = NULL;
     if (!t && optional) return RV_OK;
     if (!t) return rv_fail(err, RV_EFORMAT, "tensor %s: is missing, want %zu values", name, n);

@@ -30,6 +30,19 @@ static rv_status find_arch(rv_net *net, rv_err *err) {
                    (int)RV_MIN(kv->s.n, (size_t)60), kv->s.p);
 }
 
+/* A tensor that nothing was bound to is a part of the model we do not know: to go on without it
+ * would give wrong answers without a word. */
+static rv_status check_all_used(const rv_net *net, rv_err *err) {
+    for (uint64_t i = 0; i < rv_gguf_n_tensors(net->g); i++) {
+        if (net->used[i]) continue;
+        const rv_str name = rv_gguf_tensor_at(net->g, i)->name;
+        return rv_fail(err, RV_EUNSUPPORTED,
+                       "tensor %.*s: is not a part of %s that this build knows, want it absent",
+                       (int)RV_MIN(name.n, (size_t)80), name.p, net->arch->name);
+    }
+    return RV_OK;
+}
+
 rv_status rv_net_new(rv_net **out, const rv_gguf *g, rv_err *err) {
     *out = NULL;
     rv_init();
@@ -37,7 +50,10 @@ rv_status rv_net_new(rv_net **out, const rv_gguf *g, rv_err *err) {
     if (!net) return rv_fail(err, RV_ENOMEM, "model: out of memory");
     net->g = g;
     rv_status st = find_arch(net, err);
+    net->used = rv_calloc((size_t)rv_gguf_n_tensors(g) + 1, sizeof *net->used);
+    if (st == RV_OK && !net->used) st = rv_fail(err, RV_ENOMEM, "model: out of memory");
     if (st == RV_OK) st = net->arch->bind(net, err);
+    if (st == RV_OK) st = check_all_used(net, err);
     if (st != RV_OK) {
         rv_net_free(&net);
         return st;
@@ -54,6 +70,7 @@ void rv_net_free(rv_net **pnet) {
     rv_free(net->owned);
     rv_free(net->inv_freq);
     rv_free(net->layers);
+    rv_free(net->used);
     rv_free(net);
 }
 

@@ -53,6 +53,7 @@ struct rv_net {
     rv_layer *layers;
     float **owned; /* widened vectors */
     size_t n_owned, cap_owned;
+    bool *used; /* [tensors of the file] bound to something */
 };
 
 /* Bind the model of an open file.  Errors: see rv_model_open. */

@@ -170,7 +170,7 @@ class Model:
         bos = options.pop("bos", None)
         if isinstance(prompt, (str, bytes)):
             text = prompt if isinstance(prompt, str) else prompt.decode("utf-8", "replace")
-            ids = need_tokenizer(self.tokenizer, self.path).tokenize(prompt, bos, special)
+            ids = need_tokenizer(self.tokenizer, self.path).encode(prompt, bos, False, special)
         else:
             text, ids = None, _ids(prompt)
         return self._start(ids, text, stream, options)

@@ -53,11 +53,12 @@ class Tokenizer:
     ) -> list[int]:
         """Ids of ``text``.
 
-        bos: put the begin token first; None: as the file asks.  special: text that spells a
-        control token becomes that token; leave it off for text from users.
+        bos: put the begin token first, or not; None: begin and end tokens as the file asks (an
+        encoder's usually asks for both).  special: text that spells a control token becomes that
+        token; leave it off for text from users.
         Raises ArgumentError when ``text`` is not text.
         """
-        return self.encode(text, bos=bos, special=special)
+        return self.encode(text, bos=bos, eos=None if bos is None else False, special=special)
 
     def encode(
         self,

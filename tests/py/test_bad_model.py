@@ -131,6 +131,8 @@ CASES: list[tuple[str, str, Change, type[Exception], str]] = [
     ("rope factors", "llama", _shape("rope_freqs.weight", 8), FORMAT,
      "tensor rope_freqs.weight: value 0 is 0, want > 0"),
     ("rope factors shape", "llama", _shape("rope_freqs.weight", 5), FORMAT, "rope_freqs.weight: has"),
+    ("a part we do not know", "llama", _shape("blk.0.ffn_up.bias", 128), UNSUPPORTED,
+     "tensor blk.0.ffn_up.bias: is not a part of llama that this build knows"),
     ("no q bias", "qwen2", _drop_tensor("blk.0.attn_q.bias"), FORMAT, "blk.0.attn_q.bias: is missing"),
     ("no q norm", "qwen3", _drop_tensor("blk.0.attn_q_norm.weight"), FORMAT,
      "blk.0.attn_q_norm.weight: is missing, want 32 values"),
