@@ -44,8 +44,8 @@ static size_t below(size_t n) {
 }
 
 /* Sanitizers ask for these: they are to end the program by a signal, which saves the input. */
-const char *__asan_default_options(void);
-const char *__ubsan_default_options(void);
+__attribute__((visibility("default"))) const char *__asan_default_options(void);
+__attribute__((visibility("default"))) const char *__ubsan_default_options(void);
 const char *__asan_default_options(void) {
     return "abort_on_error=1";
 }
