@@ -3,8 +3,8 @@
  *   fuzz_x FILE_OR_FOLDER...                     every file once
  *   fuzz_x --mutate N SEED FILE_OR_FOLDER...     and N mutations, the same for the same seed
  *
- * The input being run is kept in memory and written to crash.bin by the handler of the signal that
- * ends the program, so that a failure can be replayed: fuzz_x crash.bin. */
+ * When a signal or a sanitizer ends the program, the input that ran is written to crash.bin, so
+ * that the failure can be replayed: fuzz_x crash.bin. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -43,12 +43,23 @@ static size_t below(size_t n) {
     return n ? (size_t)(next_rand() % n) : 0;
 }
 
+/* Sanitizers ask for these: they are to end the program by a signal, which saves the input. */
+__attribute__((visibility("default"))) const char *__asan_default_options(void);
+__attribute__((visibility("default"))) const char *__ubsan_default_options(void);
+const char *__asan_default_options(void) {
+    return "abort_on_error=1";
+}
+const char *__ubsan_default_options(void) {
+    return "abort_on_error=1:print_stacktrace=1";
+}
+
 static void on_crash(int sig) {
     int fd = open("crash.bin", O_WRONLY | O_CREAT | O_TRUNC, 0644);
     if (fd >= 0) {
         ssize_t n = write(fd, g_now, g_now_bytes);
         (void)n;
         close(fd);
+        fprintf(stderr, "the input is in crash.bin\n");
     }
     signal(sig, SIG_DFL);
     raise(sig);
@@ -181,7 +192,11 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: %s [--mutate N SEED] FILE_OR_FOLDER...\n", argv[0]);
         return 2;
     }
-    const int fatal[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+#ifdef __SANITIZE_ADDRESS__
+    const int fatal[] = {SIGABRT, SIGILL, SIGTRAP}; /* the others it reports itself, then aborts */
+#else
+    const int fatal[] = {SIGABRT, SIGILL, SIGTRAP, SIGSEGV, SIGBUS, SIGFPE};
+#endif
     for (size_t i = 0; i < sizeof fatal / sizeof fatal[0]; i++) signal(fatal[i], on_crash);
     for (size_t i = 0; i < g_n; i++) run(g_corpus[i].p, g_corpus[i].n);
     mutate_all(n_mutations, seed);
