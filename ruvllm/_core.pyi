@@ -10,10 +10,10 @@ from os import PathLike
 from typing import Any, TypeAlias, TypedDict, final
 
 import numpy as np
-from typing_extensions import Buffer as _Buffer
+from typing_extensions import Buffer as _BufferProtocol
 
-# NumPy declares its arrays as buffers from Python 3.12 on only.
-Buffer: TypeAlias = _Buffer | np.ndarray[Any, Any]
+# NumPy, like Array, declares itself a buffer from Python 3.12 on only.
+_Buffer: TypeAlias = _BufferProtocol | np.ndarray[Any, Any] | Array
 
 # ---- model ----
 
@@ -31,8 +31,6 @@ def read_bandwidth(n_threads: int, n_bytes: int, /) -> float:
 @final
 class Array:
     """float32 or int32 memory of the core, shown read-only by the buffer protocol."""
-
-    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class Cancel:
@@ -60,8 +58,8 @@ class Model:
 
     def embed(
         self,
-        tokens: Sequence[int] | Buffer,
-        lengths: Sequence[int] | Buffer,
+        tokens: Sequence[int] | _Buffer,
+        lengths: Sequence[int] | _Buffer,
         cancel: Cancel | None,
         /,
     ) -> Array:
@@ -91,7 +89,7 @@ class Session:
     """A sequence with its KV cache.  One thread at a time: StateError otherwise."""
 
     def eval(
-        self, tokens: Sequence[int] | Buffer, all: bool, cancel: Cancel | None, /
+        self, tokens: Sequence[int] | _Buffer, all: bool, cancel: Cancel | None, /
     ) -> Array | None:
         """Run tokens at the end of the sequence; on an error no position is consumed.
 
@@ -100,7 +98,7 @@ class Session:
         """
 
     def sample(
-        self, sampler: Sampler, pos: int, allow: Buffer | None, /
+        self, sampler: Sampler, pos: int, allow: _Buffer | None, /
     ) -> tuple[int, float, tuple[int, ...], tuple[float, ...]]:
         """As Sampler.sample, on the logits of the last token, without copying them."""
 
@@ -127,7 +125,7 @@ def session_new(model: Model, n_ctx: int, /) -> Session:
 
 # ---- kernels ----
 
-def cpu() -> CpuInfo:
+def cpu() -> _CpuInfo:
     """What the kernels run on.
 
     Returns ``{"features": ..., "machine": ..., "kernels": {...}}``: the instruction sets in use and
@@ -146,14 +144,14 @@ def cpu_limit(mask: int, /) -> None:
 def dtypes() -> dict[str, tuple[int, int, int]]:
     """Tensor types by name: (ggml's number, values per block, bytes per block)."""
 
-def dequantize(type: int, data: Buffer, k: int, out: Buffer, /) -> None:
+def dequantize(type: int, data: _Buffer, k: int, out: _Buffer, /) -> None:
     """Whole blocks to float32.
 
     data: the bytes of k values of that type. out: writable float32 ``(k,)``, C-contiguous; receives
     the values the format defines. Raises ArgumentError for an unknown type or a wrong size.
     """
 
-def quantize(type: int, x: Buffer, k: int, out: Buffer, /) -> None:
+def quantize(type: int, x: _Buffer, k: int, out: _Buffer, /) -> None:
     """Rows of k float32 values to blocks.
 
     x: float32 ``(rows, k)``, C-contiguous; every value finite and small enough for the type, its
@@ -163,13 +161,13 @@ def quantize(type: int, x: Buffer, k: int, out: Buffer, /) -> None:
     type that can be read but not written (the K and IQ4 types).
     """
 
-def act_pack(x: Buffer, /) -> bytes:
+def act_pack(x: _Buffer, /) -> bytes:
     """A row of float32 values rounded to 8 bits per 32, as mul wants it (layout in rvk.h).
 
     x: float32, a multiple of 32 values. Raises ArgumentError otherwise.
     """
 
-def mul(type: int, w: Buffer, n_rows: int, x: Buffer, k: int, out: Buffer, /) -> None:
+def mul(type: int, w: _Buffer, n_rows: int, x: _Buffer, k: int, out: _Buffer, /) -> None:
     """out[c, r] = w[r] . x[c].
 
     w: the bytes of n_rows rows of k values. x: float32 ``(n_cols, k)``; packed first where the type
@@ -177,29 +175,29 @@ def mul(type: int, w: Buffer, n_rows: int, x: Buffer, k: int, out: Buffer, /) ->
     Raises ArgumentError for an unknown type or a wrong size.
     """
 
-def rms_norm(x: Buffer, g: Buffer, eps: float, out: Buffer, /) -> None:
+def rms_norm(x: _Buffer, g: _Buffer, eps: float, out: _Buffer, /) -> None:
     """Test hook: x / sqrt(mean(x^2) + eps) * g over float32 ``(n,)``."""
 
-def layer_norm(x: Buffer, g: Buffer, b: Buffer | None, eps: float, out: Buffer, /) -> None:
+def layer_norm(x: _Buffer, g: _Buffer, b: _Buffer | None, eps: float, out: _Buffer, /) -> None:
     """Test hook: (x - mean) / sqrt(var + eps) * g + b over float32 ``(n,)``."""
 
-def rope(x: Buffer, n_heads: int, head_dim: int, cs: Buffer, neox: bool, /) -> None:
+def rope(x: _Buffer, n_heads: int, head_dim: int, cs: _Buffer, neox: bool, /) -> None:
     """Test hook: rotate float32 ``(n_heads, head_dim)`` in place.
 
     cs: float32 ``(n_rot,)``, cos and sin of pair i at 2i and 2i + 1; n_rot is even.
     """
 
-def swiglu(gate: Buffer, up: Buffer, out: Buffer, /) -> None:
+def swiglu(gate: _Buffer, up: _Buffer, out: _Buffer, /) -> None:
     """Test hook: silu(gate) * up over float32 ``(n,)``."""
 
-def gelu(x: Buffer, out: Buffer, /) -> None:
+def gelu(x: _Buffer, out: _Buffer, /) -> None:
     """Test hook: gelu in its tanh form over float32 ``(n,)``."""
 
-def add(a: Buffer, b: Buffer, out: Buffer, /) -> None:
+def add(a: _Buffer, b: _Buffer, out: _Buffer, /) -> None:
     """Test hook: a + b over float32 ``(n,)``."""
 
 def shortconv(
-    b: Buffer, c: Buffer, u: Buffer, taps: Buffer, state: Buffer, l: int, out: Buffer, /
+    b: _Buffer, c: _Buffer, u: _Buffer, taps: _Buffer, state: _Buffer, l: int, out: _Buffer, /
 ) -> None:
     """Test hook: one token of the gated short convolution.
 
@@ -209,13 +207,13 @@ def shortconv(
 
 def attn(
     f16: bool,
-    q: Buffer,
-    k: Buffer,
-    v: Buffer,
+    q: _Buffer,
+    k: _Buffer,
+    v: _Buffer,
     n: int,
-    st_max: Buffer,
-    st_sum: Buffer,
-    acc: Buffer,
+    st_max: _Buffer,
+    st_sum: _Buffer,
+    acc: _Buffer,
     /,
 ) -> None:
     """Test hook: one block of n positions, at most 16, into the running softmax.
@@ -225,7 +223,7 @@ def attn(
     """
 
 # from typing import TypedDict
-class CpuInfo(TypedDict):
+class _CpuInfo(TypedDict):
     """What :func:`cpu` returns."""
 
     features: str
@@ -234,6 +232,11 @@ class CpuInfo(TypedDict):
 
 # ---- gguf ----
 
+@final
+class GGUFView:
+    """Bytes of one tensor, shown read-only by the buffer protocol; made by GGUF.tensor_data."""
+
+@final
 class GGUF:
     """An open GGUF file (all parts of a split one), read-only, memory-mapped.
 
@@ -299,7 +302,7 @@ class Tokenizer:
         Raises ArgumentError for a lone surrogate, too long a text or an unknown flag.
         """
 
-    def decode(self, ids: Sequence[int] | Buffer, special: bool, /) -> bytes:
+    def decode(self, ids: Sequence[int] | _Buffer, special: bool, /) -> bytes:
         """Bytes of ``ids``; control tokens give nothing unless ``special``.
 
         The space that encoding put before the text is left out.
@@ -360,7 +363,7 @@ def tokenizer_new(
 class Sampler:
     """Chooses tokens from logits.  Made by sampler_new; one thread at a time."""
 
-    def accept(self, ids: Sequence[int] | Buffer, /) -> None:
+    def accept(self, ids: Sequence[int] | _Buffer, /) -> None:
         """Tell the penalties about tokens already in the text.
 
         ids: int32 array or integers in 0 .. n_vocab - 1.  On an error nothing is remembered.
@@ -368,7 +371,7 @@ class Sampler:
         """
 
     def sample(
-        self, logits: Buffer, pos: int, allow: Buffer | None, /
+        self, logits: _Buffer, pos: int, allow: _Buffer | None, /
     ) -> tuple[int, float, tuple[int, ...], tuple[float, ...]]:
         """Choose a token; it is remembered for the penalties.
 
@@ -391,7 +394,7 @@ def sampler_new(
     presence_penalty: float,
     penalty_last_n: int,
     seed: int,
-    bias_ids: Sequence[int] | Buffer,
+    bias_ids: Sequence[int] | _Buffer,
     bias: Sequence[float],
     n_logprobs: int,
     n_vocab: int,
@@ -408,6 +411,7 @@ def sampler_new(
 
 # ---- store ----
 
+@final
 class Store:
     """memory.db in a folder (made when missing), with its own writer thread.
 

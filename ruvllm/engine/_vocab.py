@@ -4,15 +4,20 @@ A model may have more rows than its tokenizer has tokens (padding); those are ne
 
 from __future__ import annotations
 
+from ruvllm._errors import UnsupportedError
 from ruvllm.engine.tokenizer import Tokenizer
 
 
 class ModelVocab:
-    """The tokenizer, widened to ``n_logits`` entries."""
+    """The tokenizer, widened to ``n_logits`` entries; UnsupportedError if nothing ends a text."""
 
     def __init__(self, tokenizer: Tokenizer, n_logits: int) -> None:
         self._tokenizer = tokenizer
         self._n = n_logits
+        ends = [t for t in range(tokenizer.n_vocab) if tokenizer.is_end(t)]
+        if not ends:
+            raise UnsupportedError("vocabulary: has no end token, want one to constrain output")
+        self._ends = sorted(ends, key=lambda t: t != tokenizer.eos)
 
     @property
     def n_vocab(self) -> int:
@@ -20,18 +25,18 @@ class ModelVocab:
         return self._n
 
     @property
-    def eos(self) -> int | None:
-        """The usual token that ends a text."""
-        return self._tokenizer.eos
+    def eog_ids(self) -> list[int]:
+        """Tokens that end a generation, the usual one first."""
+        return self._ends
 
-    def is_end(self, token: int) -> bool:
-        """Whether the token ends a generation."""
-        return token < self._tokenizer.n_vocab and self._tokenizer.is_end(token)
+    def piece(self, token: int) -> bytes:
+        """The bytes a token adds to the text; for a control token its spelling."""
+        return self._tokenizer.piece(token, True) if token < self._tokenizer.n_vocab else b""
 
-    def piece(self, token: int, special: bool = False) -> bytes:
-        """The bytes a token adds to the text."""
-        return self._tokenizer.piece(token, special) if token < self._tokenizer.n_vocab else b""
+    def is_control(self, token: int) -> bool:
+        """True for tokens that are not text."""
+        return token >= self._tokenizer.n_vocab or not self._tokenizer.is_text(token)
 
-    def tokenize(self, text: str, bos: bool | None = None, special: bool = False) -> list[int]:
-        """Ids of text."""
-        return self._tokenizer.tokenize(text, bos, special)
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: no control tokens, no begin token."""
+        return self._tokenizer.tokenize(text, bos=False)

@@ -10,6 +10,7 @@ from ruvllm import _core
 from ruvllm._errors import ArgumentError, UnsupportedError
 
 _BOS, _EOS, _SPECIAL = 1, 2, 4
+_NOT_TEXT = (2, 3, 5)  # token types: unknown, control, unused
 
 
 def text_bytes(text: str | bytes, what: str) -> bytes:
@@ -88,6 +89,10 @@ class Tokenizer:
     def is_end(self, token: int) -> bool:
         """Whether the token ends a reply (end of text, end of turn, ...)."""
         return self._core.is_eog(token)
+
+    def is_text(self, token: int) -> bool:
+        """Whether the token stands for text: not control, unknown or unused."""
+        return self._core.type_of(token) not in _NOT_TEXT
 
     @property
     def n_vocab(self) -> int:
