@@ -41,7 +41,7 @@ Ctrl-C stops the reply; at an empty prompt it leaves."""
 @flags
 def chat(
     *,
-    ctx: typer.Context,
+    context: typer.Context,
     path: Annotated[
         Path | None,
         typer.Argument(
@@ -61,7 +61,7 @@ def chat(
     """
     options = {**sampling.arguments(), **constrain.arguments()}
     options["session_id"] = engine.session or str(uuid.uuid4())
-    with terminal.open_model(chosen_model(ctx, path, model), engine.arguments()) as opened:
+    with terminal.open_model(chosen_model(context, path, model), engine.arguments()) as opened:
         opened.render_chat([{"role": "user", "content": "?"}])  # no template: say so now
         talk = _Conversation(opened, options, system, verbose)
         ok = talk.run()
@@ -107,7 +107,7 @@ class _Conversation:
     # ---- input ----
 
     def _read(self) -> str:
-        lines = []
+        lines: list[str] = []
         while True:
             try:
                 line = self._line("… " if lines else "> ")

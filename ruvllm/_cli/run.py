@@ -47,7 +47,7 @@ class RunCommand(TyperCommand):
 @flags
 def run(
     *,
-    ctx: typer.Context,
+    context: typer.Context,
     words: Words,
     model: ModelOption = None,
     raw: Annotated[
@@ -77,7 +77,7 @@ def run(
     """
     from ruvllm import Cancel
 
-    path, prompt = _model_and_prompt(ctx, words, model)
+    path, prompt = _model_and_prompt(context, words, model)
     options = {**sampling.arguments(), **constrain.arguments(), "logprobs": logprobs}
     text = terminal.argument(prompt, "prompt")
     cancel = Cancel()
@@ -115,14 +115,14 @@ def _ignore(text: str) -> None:
 
 
 def _model_and_prompt(
-    ctx: typer.Context, words: list[str], model: Path | None
+    context: typer.Context, words: list[str], model: Path | None
 ) -> tuple[Path | None, str]:
     if len(words) > 2:
         raise usage(
             "prompt", f"found {len(words)} words, want [MODEL] PROMPT; put the prompt in quotes"
         )
     if len(words) == 2:
-        return chosen_model(ctx, words[0], model), words[1]
+        return chosen_model(context, words[0], model), words[1]
     if words[0].lower().endswith(".gguf"):
         raise usage("prompt", f"found only the model {words[0]}, want MODEL PROMPT (- reads stdin)")
     return model, words[0]
