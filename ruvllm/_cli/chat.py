@@ -65,6 +65,8 @@ def chat(
         opened.render_chat([{"role": "user", "content": "?"}])  # no template: say so now
         talk = _Conversation(opened, options, system, verbose)
         ok = talk.run()
+    if engine.witness:
+        terminal.settle()
     if not ok:
         raise typer.Exit(1)
 
@@ -95,9 +97,15 @@ class _Conversation:
             )
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 - gives input() its line editing
+        from ruvllm import ArgumentError
+
         with contextlib.suppress(_Leave, EOFError):
             while True:
-                message = self._read()
+                try:
+                    message = self._read()
+                except (ArgumentError, UnicodeDecodeError) as e:  # a line that is not UTF-8
+                    self._fail(f"message: {e}")
+                    continue
                 if message.startswith("/"):
                     self._command(message)
                 elif message.strip():

@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 import time
-from importlib import metadata
 from typing import Any
 
 import typer
@@ -100,6 +99,8 @@ def _witness() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

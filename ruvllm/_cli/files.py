@@ -71,7 +71,7 @@ def _summary(path: Path, gguf: Any, pairs: list[Any], table: list[Tensor]) -> di
         "path": os.fspath(path),
         "name": name if isinstance(name, str) else None,
         "architecture": arch if isinstance(arch, str) else None,
-        "runs": _runs(path),
+        "runs": _runs(path) if table else {"ok": False, "why": "has no tensors"},
         "version": gguf.version(),
         "alignment": gguf.alignment(),
         "file_bytes": gguf.file_bytes(),

@@ -96,6 +96,8 @@ def run(
         _show_logprobs(opened, result)
     if verbose:
         show_timings(result)
+    if engine.witness:
+        terminal.settle()
     if result.finish_reason == "cancelled":
         raise typer.Exit(terminal.INTERRUPTED)
 

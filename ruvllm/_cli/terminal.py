@@ -181,21 +181,25 @@ def console(stderr: bool = False) -> Console:
     )
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """An empty table; a column whose name starts with ">" is aligned to the right."""
+def width() -> int:
+    """Characters of a line of stdout; more than enough where nobody looks."""
+    return console().width
+
+
+def table(*columns: str, fold: bool = True) -> Table:
+    """An empty table; a column whose name starts with ">" is aligned to the right.
+
+    fold: long cells go on in the next line, instead of being cut."""
     from rich.table import Table
 
-    out = Table(
-        box=None, title=title, title_justify="left", title_style="bold", header_style="bold",
-        pad_edge=False, padding=(0, 2, 0, 0),
-    )  # fmt: skip
+    out = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
         right = name.startswith(">")
         out.add_column(
             name.removeprefix(">"),
             justify="right" if right else "left",
-            overflow="fold",
-            no_wrap=right,
+            overflow="fold" if fold else "ellipsis",
+            no_wrap=right or not fold,
         )
     return out
 
@@ -258,6 +262,20 @@ def open_model(path: Path | None, options: Mapping[str, Any]) -> Model:
         return Model(name, **options)
     with progress(f"loading {path.name}") as moved:
         return Model(name, prefault=True, progress=moved, **options)
+
+
+def settle() -> None:
+    """Wait for the witness log, telling whoever watches why: a large file is digested once."""
+    from ruvllm import RuvllmError
+    from ruvllm.memory.witness import default_log
+
+    if not sys.stderr.isatty():
+        return  # the end of the process waits for it
+    with contextlib.suppress(RuvllmError, OSError):
+        log = default_log()
+        if log.stats()["pending"]:
+            with waiting("witness log: computing the digest of the model (once per file)"):
+                log.flush()
 
 
 # ---- Ctrl-C ----

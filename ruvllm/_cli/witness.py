@@ -58,15 +58,32 @@ def list_entries(
     if not entries:
         terminal.note("no entries")
         return
-    shown = terminal.table("id", "time", "model", ">tokens", ">ms", "end", "prompt → reply")
-    room = max(20, (terminal.console().width if terminal.watched() else 160) - 96)
+    _show_list(entries)
+
+
+def _show_list(entries: list[WitnessEntry]) -> None:
+    width = terminal.width()
+    narrow = width < 130  # the beginning of an id is enough to name it, and the year goes
+    columns = ["id", "time", ">tokens", ">ms", "end", "model", "prompt → reply"]
+    if narrow:
+        columns.remove("model")
+    shown = terminal.table(*columns, fold=False)
+    half = max(20, min(width, 220) - (64 if narrow else 108)) // 2
     for e in entries:
-        prompt = terminal.short(e.prompt_text or "", room // 2)
-        reply = terminal.short(e.output_text or "", room // 2)
-        shown.add_row(
-            e.id, _time(e), terminal.short(e.model_name or "", 20), _number(e.n_output),
-            _number(e.total_ms), e.finish_reason or "", f"{prompt} → {reply}",
-        )  # fmt: skip
+        prompt = terminal.short(e.prompt_text or "", half)
+        reply = terminal.short(e.output_text or "", half)
+        cells = [
+            e.id or "",
+            _time(e),
+            _number(e.n_output),
+            _number(e.total_ms),
+            e.finish_reason or "",
+        ]
+        if narrow:
+            cells[:2] = [cells[0][:18], cells[1][5:16]]
+        else:
+            cells.append(terminal.short(e.model_name or "", 24))
+        shown.add_row(*cells, f"{prompt} → {reply}")
     terminal.show(shown)
 
 
