@@ -6,9 +6,10 @@ has gone."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -18,28 +19,41 @@ from ruvllm._cli import chat, doctor, files, run, terminal, text, witness
 from ruvllm._cli.options import ClickError
 
 
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """What a command raises becomes a line on stderr and an exit code."""
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # the terminal has written ^C
+        raise typer.Exit(terminal.INTERRUPTED) from None
+    except (BrokenPipeError, SystemExit) as e:
+        if isinstance(e, SystemExit) and not isinstance(e.__context__, BrokenPipeError):
+            raise  # rich makes the other kind of a broken pipe
+        terminal.silence(sys.stdout)
+        raise typer.Exit(terminal.BROKEN_PIPE) from None
+    except (typer.Exit, typer.Abort, ClickError):
+        raise
+    except Exception as e:
+        terminal.debug(e)
+        terminal.complain(terminal.describe(e))
+        raise typer.Exit(1) from None
+
+
 class _Commands(TyperGroup):
     """The group of all commands: every way a command may end comes through here."""
 
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Read the words before the command; --help and --version print here."""
+        with _ending():
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; what it raises becomes an exit code."""
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
-        except KeyboardInterrupt:
-            if sys.stderr.isatty():
-                print(file=sys.stderr)  # the terminal has written ^C
-            raise typer.Exit(terminal.INTERRUPTED) from None
-        except BrokenPipeError:
-            terminal.silence(sys.stdout)
-            raise typer.Exit(terminal.BROKEN_PIPE) from None
-        except (typer.Exit, typer.Abort, ClickError):
-            raise
-        except Exception as e:
-            terminal.debug(e)
-            terminal.complain(terminal.describe(e))
-            raise typer.Exit(1) from None
+        """Run the command."""
+        with _ending():
+            return super().invoke(ctx)
 
     def main(
         self,

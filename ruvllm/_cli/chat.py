@@ -24,7 +24,7 @@ from ruvllm._cli.options import (
     flags,
     option,
 )
-from ruvllm._cli.run import show_timings
+from ruvllm._cli.run import has_template, show_timings
 
 if TYPE_CHECKING:
     from ruvllm import GenerationResult, Model
@@ -62,13 +62,28 @@ def chat(
     options = {**sampling.arguments(), **constrain.arguments()}
     options["session_id"] = engine.session or str(uuid.uuid4())
     with terminal.open_model(chosen_model(context, path, model), engine.arguments()) as opened:
-        opened.render_chat([{"role": "user", "content": "?"}])  # no template: say so now
+        _check(opened)
         talk = _Conversation(opened, options, system, verbose)
         ok = talk.run()
     if engine.witness:
         terminal.settle()
     if not ok:
         raise typer.Exit(1)
+
+
+def _check(model: Model) -> None:
+    """Say now, not at the first message, that this model cannot chat."""
+    from ruvllm import UnsupportedError
+
+    if not model.info.causal:
+        raise UnsupportedError(
+            f"{model.path}: {model.info.arch} is an encoder, want `ruvllm embed`"
+        )
+    if not has_template(model):
+        raise UnsupportedError(
+            f"{model.path}: has no chat template, want --chat-template FILE or `ruvllm run`"
+        )
+    model.render_chat([{"role": "user", "content": "?"}])
 
 
 class _Leave(Exception):

@@ -224,6 +224,10 @@ class Engine:
     kv: Annotated[
         KvType, _engine("--kv", "Type of keys and values; auto: as precise as the weights.")
     ] = KvType.auto
+    chat_template: Annotated[
+        Path | None,
+        _engine("--chat-template", "Jinja file to use instead of the model's own.", metavar="FILE"),
+    ] = None
     witness: Annotated[
         bool,
         _engine("--witness/--no-witness", "Leave an entry in the witness log."),
@@ -234,7 +238,9 @@ class Engine:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``Model``."""
+        path = self.chat_template
         return {
+            "chat_template": None if path is None else read_text(path, "--chat-template"),
             "n_threads": self.threads,
             "n_ctx": self.ctx,
             "n_batch": self.batch,

@@ -153,8 +153,10 @@ def _request(
 
 
 def has_template(model: Model) -> bool:
-    """Whether the file has a chat template."""
-    return isinstance(model._open().gguf().get("tokenizer.chat_template"), str)
+    """Whether the model has a chat template, its own or a given one."""
+    return model._template_source is not None or isinstance(
+        model._open().gguf().get("tokenizer.chat_template"), str
+    )
 
 
 def show_timings(result: GenerationResult) -> None:

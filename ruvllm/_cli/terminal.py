@@ -14,6 +14,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -273,6 +274,9 @@ def settle() -> None:
         return  # the end of the process waits for it
     with contextlib.suppress(RuvllmError, OSError):
         log = default_log()
+        until = time.monotonic() + 0.3  # nothing is said about what is over at once
+        while log.stats()["pending"] and time.monotonic() < until:
+            time.sleep(0.005)
         if log.stats()["pending"]:
             with waiting("witness log: computing the digest of the model (once per file)"):
                 log.flush()
