@@ -63,11 +63,12 @@ ctest: .venv/dev
 	$(BIN)/cmake --build build/check --target rv_tests fuzz
 	$(BIN)/ctest --test-dir build/check --output-on-failure
 
+# From tests/, so that "ruvllm" is the installed package and not the sources beside it.
 pytest: INSTALL_FLAGS = -C cmake.define.RUVLLM_WERROR=ON
 pytest: .venv/dev .venv/installed
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest ruvllm._core --ignore-missing-stub
-	$(BIN)/pytest
+	cd tests && ../$(BIN)/python -m mypy.stubtest ruvllm._core
+	cd tests && ../$(BIN)/pytest -c ../pyproject.toml --rootdir .. py
 
 test: lint ctest pytest
 
