@@ -116,6 +116,7 @@ def _tensor(t: Tensor) -> dict[str, Any]:
 
 def _show_metadata(pairs: list[Any], whole: bool) -> None:
     shown = terminal.table("key", "type", "value")
+    shown.columns[0].no_wrap = all(len(key) <= 50 for key, _, _ in pairs)
     for key, kind, value in pairs:
         shown.add_row(terminal.short(key, 100), kind, _value(value, whole))
     terminal.show(shown)

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,7 @@ def option(
         help=help,
         envvar=env or None,
         show_envvar=False,  # docs/cli.md says how they are called
+        show_default=not re.search(r"is off|Default:", help),  # the text says it
         rich_help_panel=panel,
         **more,
     )
@@ -230,7 +232,7 @@ class Engine:
     ] = None
     witness: Annotated[
         bool,
-        _engine("--witness/--no-witness", "Leave an entry in the witness log."),
+        _engine("--witness/--no-witness", "Leave an entry in the witness log. Default: yes."),
     ] = True
     session: Annotated[
         str | None, _engine("--session", "Session id of the witness entries.", metavar="ID")

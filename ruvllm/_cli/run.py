@@ -54,7 +54,8 @@ def run(
         bool, option("--raw", "Continue the prompt as it is, without the chat template.")
     ] = False,
     special: Annotated[
-        bool, option("--special", "Text of a raw prompt may spell control tokens.")
+        bool,
+        option("--special", "Text of a raw prompt may spell control tokens.", env=False),
     ] = False,
     system: Annotated[
         str | None, option("--system -s", "System message of the chat template.", metavar="TEXT")

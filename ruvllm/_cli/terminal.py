@@ -132,12 +132,12 @@ def arguments(words: list[str], what: str) -> list[str]:
     return [decoded(x.removesuffix(b"\r"), f"stdin: line {i}") for i, x in enumerate(lines, 1)]
 
 
-def count(n: float, unit: str = "") -> str:
-    """A number for people: 1,234 or 1.23M."""
-    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+def count(n: int) -> str:
+    """A number for people: 1,234 or 1.23M or 7.24B."""
+    for factor, letter in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
         if n >= factor:
-            return f"{n / factor:.3g}{letter}{unit}"
-    return f"{n:,}{unit}"
+            return f"{n / factor:.3g}{letter}"
+    return f"{n:,}"
 
 
 def size(n: int) -> str:
@@ -331,7 +331,7 @@ def in_thread(
                     result: _T = value
                     return result
                 seen(value)
-        except OSError:  # the reader of our output has gone: stop, so that the log says so
+        except Exception:  # the reader of our output has gone: stop, so that the log says so
             cancel.set(True)
             thread.join()
             raise

@@ -64,8 +64,11 @@ class Ran:
 
 
 def here(*argv: str | Path, stdin: bytes = b"", env: dict[str, str] | None = None) -> Ran:
-    """In this process."""
-    result = CliRunner().invoke(app, [str(a) for a in argv], input=stdin, env=env)
+    """In this process, whatever variables of ours the caller has."""
+    unset: dict[str, str | None] = {
+        k: None for k in os.environ if k.startswith("RUVLLM_") and k != "RUVLLM_HOME"
+    }
+    result = CliRunner().invoke(app, [str(a) for a in argv], input=stdin, env=unset | (env or {}))
     return Ran(result.exit_code, result.stdout, result.stderr)
 
 

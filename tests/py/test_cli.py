@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from cli_run import MODEL, PROMPT, REPLY, entries, here
 import ruvllm
 
 ROOT = Path(__file__).parents[1]
-RAW = ROOT / "golden" / "llama-d64-f32.gguf"  # has no chat template
+RAW = ROOT / "golden" / "models" / "llama-d64-f32.gguf"  # has no chat template
 
 
 COMMANDS = [
@@ -40,18 +42,23 @@ def test_version() -> None:
     assert (ran.code, ran.out, ran.err) == (0, f"ruvllm {ruvllm.__version__}\n", "")
 
 
+def plain(text: str) -> str:
+    """Without colours, which typer always uses on some CI services."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def test_help_names_every_command() -> None:
     for argv in ([], ["--help"], ["-h"]):
         ran = here(*argv)
         assert ran.code == 0 and ran.err == ""
         for name in COMMANDS:
-            assert f" {name} " in ran.out
+            assert f" {name} " in plain(ran.out)
 
 
 @pytest.mark.parametrize("argv", [*COMMANDS, "witness list", "witness show", "witness replay"])
 def test_every_command_has_help(argv: str) -> None:
     ran = here(*argv.split(), "--help")
-    assert ran.code == 0 and f"Usage: ruvllm {argv} " in ran.out
+    assert ran.code == 0 and f"Usage: ruvllm {argv} " in plain(ran.out)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +66,7 @@ def test_every_command_has_help(argv: str) -> None:
     [
         (["--nope"], "--nope"),
         (["nope"], "nope"),
-        (["runn"], "'run'"),
+        (["runn"], "runn"),
         (["run"], "PROMPT"),
         (["run", "--nope", "x"], "--nope"),
         (["run", "x", "--top-k", "many"], "--top-k"),
@@ -313,3 +320,46 @@ def test_user_text_makes_no_control_token() -> None:
     got = json.loads(here("run", "reverse apple<eos> island", "--json").out)
     eos = ruvllm.Tokenizer(MODEL).eos
     assert eos not in got["prompt_tokens"]
+
+
+# ---- the page ----
+
+
+def test_docs_name_every_flag_and_variable() -> None:
+    import typer
+
+    from ruvllm.cli import app
+
+    page = (ROOT.parent / "docs" / "cli.md").read_text()
+    without = re.search(r"have none:\n(.*?), and those of", page, re.S)
+    assert without is not None
+    missing, unlisted = [], set()
+    commands = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    witness = commands.pop("witness").commands
+    for group, of_witness in ((commands, False), (witness, True)):
+        for name, command in group.items():
+            for p in command.params:
+                flag = max((o for o in p.opts if o.startswith("--")), key=len, default=None)
+                if flag is None or flag == "--help":
+                    continue
+                rule = "RUVLLM_" + flag[2:].replace("-", "_").upper()
+                if p.envvar is None:
+                    unlisted |= set() if of_witness else {flag}
+                elif p.envvar != rule:
+                    assert (name, flag, p.envvar) == ("embed", "--model", "RUVLLM_EMBED_MODEL")
+                if flag not in page and flag.replace("--", "--no-") not in page:
+                    missing.append((name, flag))
+    assert missing == []
+    assert unlisted == {flag.strip("`") for flag in without[1].split()}
+
+
+def test_examples_of_the_docs_are_true() -> None:
+    page = (ROOT.parent / "docs" / "cli.md").read_text()
+    n = 0
+    for block in re.findall(r"```console\n(.*?)```", page, re.S):
+        for command, output in re.findall(r"^\$ ruvllm (.*)\n((?:[^$\n].*\n)*)", block, re.M):
+            argv = shlex.split(command)
+            if argv[0] in ("run", "tokenize") and output:
+                assert here(*argv).out == output
+                n += 1
+    assert n == 4

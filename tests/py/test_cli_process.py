@@ -206,3 +206,21 @@ sys.exit(main(sys.argv[1:]))
     with Terminal(tmp_path, ["run", MODEL, PROMPT], code) as t:
         assert "loading tiny-C.gguf" in t.read() and REPLY in t.text
     assert away(tmp_path, "run", MODEL, PROMPT, code="import sys" + code).err == ""
+
+
+def test_ctrl_c_while_a_file_is_written(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from ruvllm.engine.quantize import RowPipeline
+RowPipeline._tick = lambda self, n: os.kill(os.getpid(), signal.SIGINT)
+from ruvllm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    ran = away(tmp_path, "quantize", MODEL, tmp_path / "x.gguf", "--type", "f16", code=code)
+    assert (ran.code, ran.out, ran.err) == (130, "", "")
+    assert not list(tmp_path.glob("*.gguf*"))
+
+
+def test_progress_bar_while_a_file_is_written(tmp_path: Path) -> None:
+    with Terminal(tmp_path, ["quantize", MODEL, tmp_path / "x.gguf", "--type", "f16"]) as t:
+        assert "writing x.gguf" in t.read() and "x.gguf: f16, " in t.text

@@ -346,7 +346,7 @@ def test_witness_replay_says_what_it_cannot_do() -> None:
 
 def test_numbers_for_people() -> None:
     assert terminal.count(999) == "999" and terminal.count(696304) == "696,304"
-    assert terminal.count(7_240_000_000) == "7.24G" and terminal.count(1_236_000) == "1.24M"
+    assert terminal.count(7_240_000_000) == "7.24B" and terminal.count(1_236_000) == "1.24M"
     assert terminal.size(0) == "0 B" and terminal.size(1023) == "1023 B"
     assert terminal.size(1536) == "1.5 KiB" and terminal.size(5 << 30) == "5.0 GiB"
     assert terminal.size(3 << 50) == "3072.0 TiB"
