@@ -1,33 +1,67 @@
 """ruvllm: a local LLM runtime that remembers and learns.
 
-import ruvllm
+    import ruvllm
 
-model = ruvllm.Model()                       # the bundled model; or Model("some.gguf")
-print(model.chat([{"role": "user", "content": "reverse desert chair water rabbit"}]))
+    model = ruvllm.Model()                       # the bundled model; or Model("some.gguf")
+    print(model.chat([{"role": "user", "content": "reverse desert chair water rabbit"}]))
+
+Names are imported on first use (PEP 562), so that importing the package costs next to nothing.
 """
 
-from ruvllm._core import Cancel
-from ruvllm._core import version as __version__
-from ruvllm._errors import (
-    ArgumentError,
-    CancelledError,
-    FileError,
-    FormatError,
-    FullError,
-    InternalError,
-    NotFoundError,
-    OutOfMemoryError,
-    RuvllmError,
-    StateError,
-    UnsupportedError,
-)
-from ruvllm.engine._generate import Generation
-from ruvllm.engine.convert import convert
-from ruvllm.engine.model import Model, ModelInfo
-from ruvllm.engine.quantize import quantize
-from ruvllm.engine.results import Chunk, GenerationResult, Timings, TokenLogprob
-from ruvllm.engine.tokenizer import Tokenizer
-from ruvllm.memory.witness import WitnessEntry, WitnessLog
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ruvllm._core import Cancel
+    from ruvllm._core import version as __version__
+    from ruvllm._errors import (
+        ArgumentError,
+        CancelledError,
+        FileError,
+        FormatError,
+        FullError,
+        InternalError,
+        NotFoundError,
+        OutOfMemoryError,
+        RuvllmError,
+        StateError,
+        UnsupportedError,
+    )
+    from ruvllm.engine._generate import Generation
+    from ruvllm.engine._record import Replay, replay
+    from ruvllm.engine.convert import convert
+    from ruvllm.engine.minilm import minilm_path
+    from ruvllm.engine.model import Model, ModelInfo
+    from ruvllm.engine.quantize import quantize
+    from ruvllm.engine.results import Chunk, GenerationResult, Timings, TokenLogprob
+    from ruvllm.engine.tokenizer import Tokenizer
+    from ruvllm.memory.witness import WitnessEntry, WitnessLog
+
+_HOME = {
+    "ruvllm._core": ("Cancel",),
+    "ruvllm._errors": (
+        "ArgumentError",
+        "CancelledError",
+        "FileError",
+        "FormatError",
+        "FullError",
+        "InternalError",
+        "NotFoundError",
+        "OutOfMemoryError",
+        "RuvllmError",
+        "StateError",
+        "UnsupportedError",
+    ),
+    "ruvllm.engine._generate": ("Generation",),
+    "ruvllm.engine._record": ("Replay", "replay"),
+    "ruvllm.engine.convert": ("convert",),
+    "ruvllm.engine.minilm": ("minilm_path",),
+    "ruvllm.engine.model": ("Model", "ModelInfo"),
+    "ruvllm.engine.quantize": ("quantize",),
+    "ruvllm.engine.results": ("Chunk", "GenerationResult", "Timings", "TokenLogprob"),
+    "ruvllm.engine.tokenizer": ("Tokenizer",),
+    "ruvllm.memory.witness": ("WitnessEntry", "WitnessLog"),
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "ArgumentError",
@@ -44,6 +78,7 @@ __all__ = [
     "ModelInfo",
     "NotFoundError",
     "OutOfMemoryError",
+    "Replay",
     "RuvllmError",
     "StateError",
     "Timings",
@@ -54,5 +89,24 @@ __all__ = [
     "WitnessLog",
     "__version__",
     "convert",
+    "minilm_path",
     "quantize",
+    "replay",
 ]
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name == "__version__":
+        value = import_module("ruvllm._core").version
+    elif name in _WHERE:
+        value = getattr(import_module(_WHERE[name]), name)
+    else:
+        raise AttributeError(f"module 'ruvllm' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

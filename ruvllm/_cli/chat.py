@@ -24,7 +24,7 @@ from ruvllm._cli.options import (
     flags,
     option,
 )
-from ruvllm._cli.run import has_template, show_timings
+from ruvllm._cli.run import show_timings
 
 if TYPE_CHECKING:
     from ruvllm import GenerationResult, Model
@@ -79,7 +79,7 @@ def _check(model: Model) -> None:
         raise UnsupportedError(
             f"{model.path}: {model.info.arch} is an encoder, want `ruvllm embed`"
         )
-    if not has_template(model):
+    if model.chat_template is None:
         raise UnsupportedError(
             f"{model.path}: has no chat template, want --chat-template FILE or `ruvllm run`"
         )

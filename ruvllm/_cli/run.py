@@ -140,7 +140,7 @@ def _request(
     system: str | None,
     options: dict[str, Any],
 ) -> Callable[[], Generation]:
-    if raw or not has_template(model):
+    if raw or model.chat_template is None:
         if system is not None:
             why = "--raw is given" if raw else f"{model.path} has no chat template"
             raise usage("--system", f"{why}, want a chat template to put it in")
@@ -151,13 +151,6 @@ def _request(
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     return lambda: model.chat(messages, stream=True, **options)
-
-
-def has_template(model: Model) -> bool:
-    """Whether the model has a chat template, its own or a given one."""
-    return model._template_source is not None or isinstance(
-        model._open().gguf().get("tokenizer.chat_template"), str
-    )
 
 
 def show_timings(result: GenerationResult) -> None:

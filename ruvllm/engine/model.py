@@ -292,6 +292,14 @@ class Model:
         """Every metadata key of the file; arrays as lists."""
         return {key: value for key, _, value in self._open().gguf().kv(-1)}
 
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the template ``chat`` uses, or None: the model then has no chat."""
+        if self._template_source is not None:
+            return self._template_source
+        source = self._open().gguf().get("tokenizer.chat_template")
+        return source if isinstance(source, str) else None
+
     def close(self) -> None:
         """Free the model; later calls raise StateError.  Generations under way keep it alive."""
         self._core = None
@@ -332,12 +340,10 @@ class Model:
         whole = not self.info.causal  # an encoder was trained on texts with both end marks
         return tokenizer.encode(text, bos=True if whole else None, eos=True if whole else None)
 
-    def _chat_template(self) -> ChatTemplate:
+    def _template_of_model(self) -> ChatTemplate:
         if self._template is None:
-            source = self._template_source
+            source = self.chat_template
             if source is None:
-                source = self._open().gguf().get("tokenizer.chat_template")
-            if not isinstance(source, str):
                 raise UnsupportedError(
                     f"{self.path}: has no tokenizer.chat_template; give chat_template= or use "
                     "generate()"
@@ -357,7 +363,7 @@ class Model:
 
         tools = options.pop("tools", None)
         args = options.pop("template_args", {})
-        segments = self._chat_template().render(messages, tools=tools, **args)
+        segments = self._template_of_model().render(messages, tools=tools, **args)
         tokenizer = need_tokenizer(self.tokenizer, self.path)
         ids = encode(segments, tokenizer)
         # A template that writes no begin token still gets the one the file asks for.

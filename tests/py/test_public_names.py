@@ -6,17 +6,18 @@ import subprocess
 import sys
 import types
 
+import pytest
+
 import ruvllm
 
 
 def test_all_names_are_there_and_nothing_else_is_public() -> None:
-    public = {
-        n
-        for n, v in vars(ruvllm).items()
-        if not n.startswith("_") and not isinstance(v, types.ModuleType)
-    }
-    assert public | {"__version__"} == set(ruvllm.__all__)
+    values = {n: getattr(ruvllm, n) for n in dir(ruvllm) if not n.startswith("_")}
+    public = {n for n, v in values.items() if not isinstance(v, types.ModuleType)}
+    assert public - {"TYPE_CHECKING"} | {"__version__"} == set(ruvllm.__all__)
     assert list(ruvllm.__all__) == sorted(ruvllm.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ruvllm.nothing
 
 
 def test_every_public_name_is_documented() -> None:
@@ -29,11 +30,12 @@ def test_every_public_name_is_documented() -> None:
 def test_import_starts_nothing() -> None:
     code = (
         "import threading, sys, ruvllm; assert threading.active_count() == 1; "
+        "assert 'numpy' not in sys.modules; ruvllm.Model, ruvllm.WitnessLog; "
         "heavy = {'rich', 'typer', 'jinja2', 'llguidance', 'safetensors', 'sqlite3', 'asyncio'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() in ("[]", "['asyncio']")
+    assert out.stdout.strip() == "[]"
 
 
 def test_version_is_one_number() -> None:
