@@ -9,7 +9,9 @@
  * P2  run() returns when n_done reaches n_chunks.  A worker that wakes late claims nothing and is
  *     not waited for; one that lost its core inside a chunk holds up that chunk only.
  * P3  A worker sleeps only after it has seen no new loop for SPIN_NS and has re-read the ticket
- *     under the lock; run() signals under the same lock, so no wake-up is lost. */
+ *     under the lock; run() signals under the same lock, so no wake-up is lost.
+ * P4  A forked child has the pool but not its threads: it runs every loop by itself, with the same
+ *     result, and never touches a lock another thread may have held. */
 #include "base/pool.h"
 
 #include <pthread.h>
@@ -34,12 +36,28 @@ struct rv_pool {
     pthread_mutex_t sleep; /* guards the condition */
     pthread_cond_t wake;
     int n_threads;
+    int n_forks;        /* of this process when the threads were started */
     pthread_t *threads; /* [n_threads - 1] */
     struct worker {
         rv_pool *pool;
         int i_thread;
     } *workers;
 };
+
+/* Forks between this process and the one that first made a pool. */
+static atomic_int g_forks;
+
+static void count_fork(void) {
+    atomic_fetch_add(&g_forks, 1);
+}
+
+static void watch_forks(void) {
+    pthread_atfork(NULL, NULL, count_fork);
+}
+
+static bool lost_threads(const rv_pool *p) {
+    return p->n_forks != atomic_load_explicit(&g_forks, memory_order_relaxed);
+}
 
 static inline void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -100,6 +118,9 @@ rv_status rv_pool_new(rv_pool **out, int n_threads, rv_err *err) {
     rv_pool *p = rv_alloc_aligned(sizeof *p);
     if (!p) return rv_fail(err, RV_ENOMEM, "thread pool: out of memory");
     memset(p, 0, sizeof *p);
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    p->n_forks = atomic_load(&g_forks);
     pthread_mutex_init(&p->turn, NULL);
     pthread_mutex_init(&p->sleep, NULL);
     pthread_cond_init(&p->wake, NULL);
@@ -128,14 +149,16 @@ void rv_pool_free(rv_pool **pp) {
     rv_pool *p = *pp;
     *pp = NULL;
     if (!p) return;
-    pthread_mutex_lock(&p->sleep);
-    atomic_store(&p->stop, true);
-    pthread_cond_broadcast(&p->wake);
-    pthread_mutex_unlock(&p->sleep);
-    for (int i = 1; i < p->n_threads; i++) pthread_join(p->threads[i - 1], NULL);
-    pthread_cond_destroy(&p->wake);
-    pthread_mutex_destroy(&p->sleep);
-    pthread_mutex_destroy(&p->turn);
+    if (!lost_threads(p)) {
+        pthread_mutex_lock(&p->sleep);
+        atomic_store(&p->stop, true);
+        pthread_cond_broadcast(&p->wake);
+        pthread_mutex_unlock(&p->sleep);
+        for (int i = 1; i < p->n_threads; i++) pthread_join(p->threads[i - 1], NULL);
+        pthread_cond_destroy(&p->wake);
+        pthread_mutex_destroy(&p->sleep);
+        pthread_mutex_destroy(&p->turn);
+    }
     rv_free(p->threads);
     rv_free(p->workers);
     rv_free(p);
@@ -147,7 +170,7 @@ int rv_pool_n_threads(const rv_pool *p) {
 
 void rv_pool_run(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
     if (n_chunks == 0) return;
-    if (p->n_threads == 1 || n_chunks == 1 || n_chunks > UINT32_MAX) {
+    if (p->n_threads == 1 || n_chunks == 1 || n_chunks > UINT32_MAX || lost_threads(p)) {
         for (size_t i = 0; i < n_chunks; i++) fn(arg, i, 0);
         return;
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -167,6 +168,31 @@ def test_many_threads_share_one_model(golden: Path) -> None:
         for t in threads:
             t.join()
         assert [found[i] for i in range(8)] == want
+
+
+def test_a_forked_child_computes_the_same(golden: Path) -> None:
+    m = ruvllm.Model(golden / "models" / "lfm2-d256-q8_0.gguf", n_threads=3, witness=False)
+    want = m.generate([1, 2, 3], max_tokens=10, ignore_eos=True).tokens
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            again = m.generate([1, 2, 3], max_tokens=10, ignore_eos=True).tokens
+            fresh = ruvllm.Model(n_threads=2, witness=False).chat(ASK).text
+            os.write(write, repr((again == want, fresh)).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    assert status == 0 and os.read(read, 1000).decode() == repr((True, _answer()))
+    os.close(read)
+    assert m.generate([1, 2, 3], max_tokens=10, ignore_eos=True).tokens == want
+
+
+def _answer() -> str:
+    return ruvllm.Model(n_threads=1, witness=False).chat(ASK).text
 
 
 def test_the_gil_is_free_while_computing(golden: Path) -> None:
