@@ -170,6 +170,7 @@ def test_many_threads_share_one_model(golden: Path) -> None:
         assert [found[i] for i in range(8)] == want
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_computes_the_same(golden: Path) -> None:
     m = ruvllm.Model(golden / "models" / "lfm2-d256-q8_0.gguf", n_threads=3, witness=False)
     want = m.generate([1, 2, 3], max_tokens=10, ignore_eos=True).tokens
