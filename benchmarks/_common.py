@@ -35,27 +35,26 @@ def options(doc: str | None) -> argparse.ArgumentParser:
     return p
 
 
-def machine() -> dict[str, Any]:
-    """CPU, cores, versions."""
+def circumstances(args: argparse.Namespace) -> dict[str, Any]:
+    """Machine, versions and seed: what every figure carries."""
     import numpy
 
     import ruvllm
     from ruvllm import _core
 
-    cpu = ""
+    cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        cpu = lines[0].split(":", 1)[1].strip() if lines else ""
+        cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
     return {
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": numpy.__version__,
-        "ruvllm": ruvllm.__version__,
-        "features": _core.cpu()["features"],
+        "machine": f"{cpu} ({_core.cpu()['features']}), {os.cpu_count()} cores",
+        "load": round(os.getloadavg()[0], 2),
+        "versions": f"ruvllm {ruvllm.__version__}, Python {platform.python_version()}, "
+        f"NumPy {numpy.__version__}, {platform.system()} {platform.release()}",
+        "seed": args.seed,
+        "quick": args.quick,
+        "date": time.strftime("%Y-%m-%d"),
     }
 
 
@@ -66,13 +65,8 @@ def report(args: argparse.Namespace, figures: list[Figure]) -> None:
         goal = f"  goal {f.goal}: {'holds' if f.holds else 'MISSED'}" if f.goal else ""
         print(f"{f.figure:44s} {f.value:12.3f} {f.unit:8s}{peer}{goal}")
     if args.json:
-        out = {
-            "machine": machine(),
-            "seed": args.seed,
-            "quick": args.quick,
-            "when": time.strftime("%Y-%m-%d"),
-            "figures": [dataclasses.asdict(f) for f in figures],
-        }
+        about = circumstances(args)
+        out = [{**dataclasses.asdict(f), **about} for f in figures]
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(out, indent=1) + "\n")
 

@@ -17,7 +17,7 @@ from _common import Figure, options, report
 
 from ruvllm.memory import WitnessEntry, WitnessLog
 
-PEER = "of sqlite3, a commit per row"
+PEER = "sqlite3, a commit per row"
 
 ENTRY = WitnessEntry(
     kind="chat",

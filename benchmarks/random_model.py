@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ruvllm.engine._gguf_writer import GGUFWriter
+from ruvllm.engine._gguf_writer import GGUFWriter, read_raw_kv
 from ruvllm.engine.quantize import quantize
 
 
@@ -41,6 +41,7 @@ SHAPES = {
     "llama-350m": Shape("llama", 24, 1024, 16, 8, 2816, 65536, 32768),
     "llama-1b": Shape("llama", 16, 2048, 32, 8, 8192, 128256, 131072),
     "lfm2-350m": Shape("lfm2", 16, 1024, 16, 8, 4608, 65536, 128000, attn_layers=_LFM2_ATTN),
+    "llama-1gb": Shape("llama", 4, 2048, 32, 8, 8192, 128256, 131072),
     "qwen3-0.6b": Shape("qwen3", 28, 1024, 16, 8, 3072, 151936, 40960, head_dim=128),
 }
 
@@ -75,8 +76,8 @@ def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...], float]]:
         yield mat(b + "ffn_down", e, s.ff)
 
 
-def write(path: Path, s: Shape, seed: int) -> None:
-    """An F16 file (vectors F32) without a vocabulary."""
+def write(path: Path, s: Shape, seed: int, vocab: Path | None = None) -> None:
+    """An F16 file (vectors F32); vocab: a GGUF whose tokenizer it gets, else it has none."""
     with GGUFWriter(path) as w:
         a = s.arch
         w.add_kv("general.architecture", "str", a)
@@ -95,6 +96,9 @@ def write(path: Path, s: Shape, seed: int) -> None:
             w.add_kv(f"{a}.attention.head_count_kv", "u32", s.kv_heads)
             w.add_kv(f"{a}.attention.key_length", "u32", s.head_dim)
             w.add_kv(f"{a}.attention.value_length", "u32", s.head_dim)
+        for key, packed in read_raw_kv(vocab) if vocab else []:
+            if key.startswith("tokenizer."):
+                w.add_raw_kv(key, packed)
         every = list(tensors(s))
         half = {n: len(shape) == 2 and "conv.weight" not in n for n, shape, _ in every}
         for name, shape, _ in every:
