@@ -73,8 +73,8 @@ pytest: .venv/dev .venv/installed
 test: lint ctest pytest
 
 bench: .venv/dev .venv/installed
-	@mkdir -p benchmarks/results
-	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f $(BENCH_FLAGS); done
+	@for f in benchmarks/bench_*.py; do n=$${f#*bench_}; echo "== $$f"; \
+	    $(BIN)/python $$f --json benchmarks/results/$${n%.py}.json $(BENCH_FLAGS); done
 
 # For working on the sources: the extension beside the package, without an install.
 dev: .venv/dev
