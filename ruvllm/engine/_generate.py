@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ruvllm import _core
-from ruvllm._errors import CancelledError, FullError, StateError
+from ruvllm._errors import CancelledError, FullError, RuvllmError, StateError
 from ruvllm.engine._params import SamplingParams
 from ruvllm.engine._stream import TextStream
 from ruvllm.engine.results import Chunk, FinishReason, GenerationResult, Timings, TokenLogprob
@@ -57,7 +57,7 @@ class Generation(Iterator[Chunk]):
         n_ctx: int,
         cancel: _core.Cancel,
         constraint: Constraint | None,
-        record: Callable[[GenerationResult], str | None],
+        record: Callable[[GenerationResult, RuvllmError | None], str | None],
     ) -> None:
         if len(prompt) > n_ctx:
             raise FullError(
@@ -121,6 +121,12 @@ class Generation(Iterator[Chunk]):
             return self._step()
         except CancelledError:
             return self._finish("cancelled")
+        except RuvllmError as e:
+            self._finish("error", error=e)
+            raise
+        except BaseException:  # Ctrl-C, mostly
+            self.close()
+            raise
 
     # -- how it works -------------------------------------------------------------------------
 
@@ -167,7 +173,13 @@ class Generation(Iterator[Chunk]):
             return False
         return self._tokenizer.is_end(token)
 
-    def _finish(self, reason: FinishReason, tokens: tuple[int, ...] = (), text: str = "") -> Chunk:
+    def _finish(
+        self,
+        reason: FinishReason,
+        tokens: tuple[int, ...] = (),
+        text: str = "",
+        error: RuvllmError | None = None,
+    ) -> Chunk:
         tail = self._text.finish()
         self._shown.append(tail)
         end = time.perf_counter()
@@ -192,7 +204,7 @@ class Generation(Iterator[Chunk]):
             logprobs=tuple(self._logprobs),
         )
         self._result = result  # so that a recorder that fails does not lose the reply
-        self._result = dataclasses.replace(result, witness_id=self._record(result))
+        self._result = dataclasses.replace(result, witness_id=self._record(result, error))
         return Chunk(text + tail, tokens, tuple(self._logprobs[-1:]) if tokens else ())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,10 @@ class Recorder:
         session_id: str | None,
         user_id: str | None,
         tags: Sequence[str] | None,
-    ) -> Callable[[GenerationResult], str | None]:
+    ) -> Callable[[GenerationResult, RuvllmError | None], str | None]:
         """A function that records one result and returns the entry's id, or None."""
 
-        def record(result: GenerationResult) -> str | None:
+        def record(result: GenerationResult, error: RuvllmError | None) -> str | None:
             log = self._log()
             if log is None:
                 return None
@@ -56,6 +57,7 @@ class Recorder:
                 session_id=session_id,
                 user_id=user_id,
                 tags=None if tags is None else tuple(tags),
+                error=None if error is None else _error(error),
             )
             try:
                 return log.record(entry)
@@ -128,6 +130,15 @@ class Recorder:
         )
 
 
+def _error(e: RuvllmError) -> dict[str, Any]:
+    return {
+        "code": type(e).__name__,
+        "message": str(e),
+        "stack_trace": "".join(traceback.format_exception(e)),
+        "recovery_attempted": False,
+    }
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replay:
     """What a replay found.
@@ -161,7 +172,7 @@ def replay(entry: WitnessEntry, model: Model) -> Replay:
     kept = SamplingParams.from_dict(params)
     # A reply that was cut short is compared as far as it went.
     options = {f.name: getattr(kept, f.name) for f in dataclasses.fields(kept)}
-    if entry.finish_reason == "cancelled":
+    if entry.finish_reason in ("cancelled", "error"):
         options["max_tokens"] = len(expected)
     found = model.generate(entry.prompt_ids, **options).tokens
     differ = [i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b]

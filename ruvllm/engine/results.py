@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class GenerationResult:
     text: without control tokens and without the stop string.
     tokens: every generated id in order, the one that ended the reply included.
     finish_reason: "stop" (an end token or a stop string), "length" (max_tokens, or the context is
-    full), "cancelled".
+    full), "cancelled", "error" (the exception was raised to the caller; this is what came before).
     stop: the stop string that ended it, or None.
     prompt_tokens: the ids the model was given.
     seed: the seed in use, also when the caller gave none.

@@ -209,7 +209,8 @@ class WitnessLog:
 
         limit: at most so many, ``None``: all.  offset: skip so many.  since (included) and until
         (not included): UTC milliseconds or an aware datetime.  model: the model_name.
-        Entries that still wait for a model's digest are not seen.
+        What was recorded before is seen, but for entries whose model is so large that its digest
+        takes more than two seconds; the log (logger "ruvllm.witness") then says so.
         """
         if limit is not None and limit < 0:
             raise ArgumentError(f"witness: limit {limit}, want at least 0, or None for all")
@@ -229,6 +230,11 @@ class WitnessLog:
         return True
 
     def _read(self, name: str, args: tuple[int | str | None, ...]) -> _Rows:
+        with self._lock:
+            target = self._n_deferred
+            if not self._idle.wait_for(lambda: self._n_done >= target, _READ_WAIT_S):
+                _log.warning("reading without entries that still wait for their model's digest")
+
         def read(store: _core.Store) -> _Rows:
             try:
                 store.flush(_READ_WAIT_S, False)  # what was recorded before is seen
