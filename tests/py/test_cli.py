@@ -302,7 +302,6 @@ def test_run_verbose_and_logprobs_go_to_stderr() -> None:
 
 
 def test_run_constrained(tmp_path: Path) -> None:
-    pytest.importorskip("llguidance")
     ran = here("run", PROMPT, "--choice", "kitten", "--choice", "water")
     assert ran.out in ("kitten\n", "water\n")
     assert here("run", PROMPT, "--regex", "[0-9]{3}").out.strip().isdigit()

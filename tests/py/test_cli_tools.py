@@ -215,7 +215,8 @@ def test_quantize(tmp_path: Path) -> None:
 
 
 def test_convert(tmp_path: Path) -> None:
-    folder = pytest.importorskip("test_convert").folder
+    from test_convert import folder
+
     out = tmp_path / "bert.gguf"
     ran = here("convert", folder(tmp_path / "hf", "bert"), out, "--type", "f32", "--name", "B",
                "--pooling", "cls", "--json")  # fmt: skip

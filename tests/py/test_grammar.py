@@ -21,8 +21,6 @@ from ruvllm._errors import (
 )
 from ruvllm.engine._grammar import Constraint
 
-pytest.importorskip("llguidance")
-
 WORDS = ['{"', '":', '", "', '"}', "true", "null", "name", "age", " ", "12", "ab", "é".encode()[:1]]
 
 
