@@ -10,7 +10,11 @@
  *     not waited for; one that lost its core inside a chunk holds up that chunk only.
  * P3  A worker sleeps only after it has seen no new loop for SPIN_NS and has re-read the ticket
  *     under the lock; run() signals under the same lock, so no wake-up is lost.
- * P4  A forked child has the pool but not its threads: it runs every loop by itself, with the same
+ * P4  A straggler is a worker whose chunk keeps run() waiting far longer than a chunk takes:
+ * another program has its core, and the next barrier would wait for a time slice again.  run() then
+ *     works alone for a while, doubled each time it happens soon after the last, so a neighbour
+ *     costs one time slice per 10 .. 320 ms and not one per barrier.
+ * P5  A forked child has the pool but not its threads: it runs every loop by itself, with the same
  *     result, and never touches a lock another thread may have held. */
 #include "base/pool.h"
 
@@ -18,6 +22,10 @@
 #include <sched.h>
 
 enum { N_JOBS = 8, SPIN_NS = 50000 };
+
+/* P4, in nanoseconds: how long a wait is too long beside the time of chunks, the shortest and the
+ * longest spell of working alone, and after how long without a straggler the count starts anew. */
+enum { PATIENCE = 200000, ALONE_MIN = 10000000, ALONE_MAX = 320000000, FORGIVEN = 1000000000 };
 
 typedef struct job { /* atomic only because a late worker may read one that is being rewritten: P1
                       */
@@ -36,6 +44,7 @@ struct rv_pool {
     pthread_mutex_t sleep; /* guards the condition */
     pthread_cond_t wake;
     int n_threads;
+    uint64_t alone_until, alone_ns, last_straggler; /* P4; written under turn */
     int n_forks;        /* of this process when the threads were started */
     pthread_t *threads; /* [n_threads - 1] */
     struct worker {
@@ -67,20 +76,22 @@ static inline void relax(void) {
 #endif
 }
 
-/* Work on loop number seq until it has no unclaimed chunk. */
-static void work(rv_pool *p, uint32_t seq, int i_thread) {
+/* Work on loop number seq until it has no unclaimed chunk; how many this thread did. */
+static size_t work(rv_pool *p, uint32_t seq, int i_thread) {
+    size_t n_own = 0;
     job *j = &p->jobs[seq % N_JOBS];
     const size_t n_chunks = atomic_load_explicit(&j->n_chunks, memory_order_relaxed);
     const rv_pool_fn fn = atomic_load_explicit(&j->fn, memory_order_relaxed);
     void *const arg = atomic_load_explicit(&j->arg, memory_order_relaxed);
     uint64_t t = atomic_load_explicit(&p->ticket, memory_order_acquire);
     for (;;) {
-        if ((uint32_t)(t >> 32) != seq || (uint32_t)t >= n_chunks) return;
+        if ((uint32_t)(t >> 32) != seq || (uint32_t)t >= n_chunks) return n_own;
         if (!atomic_compare_exchange_weak_explicit(&p->ticket, &t, t + 1, memory_order_acq_rel,
                                                    memory_order_acquire))
             continue;
         fn(arg, (uint32_t)t, i_thread);
         atomic_fetch_add_explicit(&p->n_done, 1, memory_order_release);
+        n_own++;
         t = atomic_load_explicit(&p->ticket, memory_order_acquire);
     }
 }
@@ -168,13 +179,28 @@ int rv_pool_n_threads(const rv_pool *p) {
     return p->n_threads;
 }
 
-void rv_pool_run(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
-    if (n_chunks == 0) return;
-    if (p->n_threads == 1 || n_chunks == 1 || n_chunks > UINT32_MAX || lost_threads(p)) {
+/* Wait for the chunks of others; start is when this thread began, n_own what it did itself. */
+static void wait_for_others(rv_pool *p, size_t n_chunks, uint64_t start, size_t n_own) {
+    if (atomic_load_explicit(&p->n_done, memory_order_acquire) == n_chunks) return;
+    const uint64_t since = rv_now_ns();
+    for (unsigned spins = 0; atomic_load_explicit(&p->n_done, memory_order_acquire) < n_chunks;) {
+        relax();
+        if (++spins > 2000) sched_yield(); /* the holder of the last chunk may need this core */
+    }
+    const uint64_t now = rv_now_ns(), chunk = (since - start) / RV_MAX(n_own, (size_t)1);
+    if (now - since < PATIENCE + 3 * chunk) return;
+    p->alone_ns = now - p->last_straggler > FORGIVEN ? ALONE_MIN
+                                                     : RV_MIN(2 * p->alone_ns, (uint64_t)ALONE_MAX);
+    p->last_straggler = now;
+    p->alone_until = now + p->alone_ns;
+}
+
+static void run_shared(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
+    const uint64_t start = rv_now_ns();
+    if (start < p->alone_until) {
         for (size_t i = 0; i < n_chunks; i++) fn(arg, i, 0);
         return;
     }
-    pthread_mutex_lock(&p->turn);
     uint32_t seq = (uint32_t)(atomic_load(&p->ticket) >> 32) + 1;
     job *j = &p->jobs[seq % N_JOBS];
     atomic_store_explicit(&j->fn, fn, memory_order_relaxed);
@@ -187,10 +213,16 @@ void rv_pool_run(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
         pthread_cond_broadcast(&p->wake);
         pthread_mutex_unlock(&p->sleep);
     }
-    work(p, seq, 0);
-    for (unsigned spins = 0; atomic_load_explicit(&p->n_done, memory_order_acquire) < n_chunks;) {
-        relax();
-        if (++spins > 2000) sched_yield(); /* the holder of the last chunk may need this core */
+    wait_for_others(p, n_chunks, start, work(p, seq, 0));
+}
+
+void rv_pool_run(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
+    if (n_chunks == 0) return;
+    if (p->n_threads == 1 || n_chunks == 1 || n_chunks > UINT32_MAX || lost_threads(p)) {
+        for (size_t i = 0; i < n_chunks; i++) fn(arg, i, 0);
+        return;
     }
+    pthread_mutex_lock(&p->turn);
+    run_shared(p, n_chunks, fn, arg);
     pthread_mutex_unlock(&p->turn);
 }
