@@ -1,5 +1,6 @@
 /* Embeddings: texts through an encoder, or through a causal model whose final hidden states are
- * averaged; rows of unit length. */
+ * averaged; rows of unit length.  Short texts go through an encoder packed, one behind the other
+ * and without padding: a weight that is read serves them all, and no text sees another. */
 #include <math.h>
 
 #include "engine/engine.h"
@@ -64,6 +65,40 @@ static rv_status check_texts(const rv_model *m, const int32_t *tok, const size_t
     return RV_OK;
 }
 
+/* Tokens of one pack: enough that a weight's row is worth its reading, few enough that the packed
+ * activations of a layer stay in cache. */
+enum { PACK = 256 };
+
+/* Texts from tok on, as many as fit in max tokens (one at least), through the encoder into out. */
+static rv_status embed_pack(rv_model *m, rv_run *run, const int32_t *tok, const size_t *len,
+                            size_t n_texts, size_t *ends, size_t *n_done, const rv_cancel *cancel,
+                            float *out, rv_err *err) {
+    const size_t e = (size_t)m->info.n_embd;
+    size_t n = 0, total = 0;
+    while (n < n_texts && (n == 0 || total + len[n] <= PACK)) {
+        total += len[n];
+        ends[n++] = total;
+    }
+    rv_status st = rv_encoder_forward(run, tok, ends, n, cancel, err);
+    for (size_t t = 0; st == RV_OK && t < n; t++)
+        pool_rows(run->x + (ends[t] - len[t]) * e, len[t], e, m->info.pooling, out + t * e);
+    *n_done = n;
+    return st;
+}
+
+static rv_status embed_encoder(rv_model *m, rv_run *run, const int32_t *tok, const size_t *len,
+                               size_t n_texts, const rv_cancel *cancel, float *out, rv_err *err) {
+    size_t *ends = rv_calloc(RV_MIN(n_texts, (size_t)PACK), sizeof *ends), n_done;
+    rv_status st = ends ? RV_OK : rv_fail(err, RV_ENOMEM, "embed: out of memory");
+    for (size_t t = 0; st == RV_OK && t < n_texts; t += n_done) {
+        st = embed_pack(m, run, tok, len + t, n_texts - t, ends, &n_done, cancel,
+                        out + t * (size_t)m->info.n_embd, err);
+        for (size_t i = t; i < t + n_done; i++) tok += len[i];
+    }
+    rv_free(ends);
+    return st;
+}
+
 rv_status rv_model_embed(rv_model *m, const int32_t *tok, const size_t *len, size_t n_texts,
                          rv_cancel *cancel, float *out, rv_err *err) {
     rv_err_clear(err);
@@ -72,20 +107,17 @@ rv_status rv_model_embed(rv_model *m, const int32_t *tok, const size_t *len, siz
     rv_run *run = NULL;
     rv_status st = check_texts(m, tok, len, n_texts, &longest, err);
     if (st != RV_OK || n_texts == 0) return st;
-    const size_t cap = m->info.causal ? RV_MIN(longest, (size_t)m->info.n_batch) : longest;
+    const size_t cap = m->info.causal ? RV_MIN(longest, (size_t)m->info.n_batch)
+                                      : RV_MAX(longest, n_texts > 1 ? (size_t)PACK : 0);
     st = rv_model_take_run(m, cap, &run, err);
     if (st != RV_OK) return st;
-    for (size_t t = 0; st == RV_OK && t < n_texts; t++) {
-        float *row = out + t * e;
-        if (m->info.causal) {
-            st = embed_causal(m, run, tok, len[t], cancel, row, err);
-        } else {
-            st = rv_encoder_forward(run, tok, len[t], cancel, err);
-            if (st == RV_OK) pool_rows(run->x, len[t], e, m->info.pooling, row);
-        }
-        if (st == RV_OK) make_unit(row, e);
-        tok += len[t];
+    if (!m->info.causal) {
+        st = embed_encoder(m, run, tok, len, n_texts, cancel, out, err);
+    } else {
+        for (size_t t = 0; st == RV_OK && t < n_texts; tok += len[t++])
+            st = embed_causal(m, run, tok, len[t], cancel, out + t * e, err);
     }
+    for (size_t t = 0; st == RV_OK && t < n_texts; t++) make_unit(out + t * e, e);
     rv_model_give_run(m, run);
     return st;
 }

@@ -104,7 +104,8 @@ static void gelu(void *arg, size_t i, int i_thread) {
     rvk.gelu(u, u, p->f);
 }
 
-static void layer(pass *p, size_t n) {
+static void layer(pass *p, const size_t *ends, size_t n_text) {
+    const size_t n = ends[n_text - 1];
     rv_run *r = p->r;
     const rv_net *net = p->net;
     const rv_layer *l = p->l;
@@ -115,7 +116,9 @@ static void layer(pass *p, size_t n) {
     const rv_attn_task t = {.n_head = (size_t)net->n_head,
                             .n_head_kv = (size_t)l->n_head_kv,
                             .head_dim = (size_t)net->head_dim,
-                            .n = n};
+                            .n = n,
+                            .ends = ends,
+                            .n_text = n_text};
     rv_run_attention(r, &t);
     const rv_mm out = {&l->wo, r->y, p->e};
     rv_run_mm(r, &out, 1, r->att, q, n);
@@ -130,23 +133,28 @@ static void layer(pass *p, size_t n) {
     rv_run_tokens(r, n, residual_norm, p);
 }
 
-rv_status rv_encoder_forward(rv_run *r, const int32_t *tok, size_t n, const rv_cancel *cancel,
-                             rv_err *err) {
+static void embed_text(const pass *p, const int32_t *tok, size_t first, size_t end) {
+    const rv_net *net = p->net;
+    for (size_t i = first; i < end; i++) {
+        float *x = p->r->x + i * p->e;
+        memset(x, 0, p->e * 4);
+        add_row(&net->tok_embd, (size_t)tok[i], x, p->r->y);
+        if (net->type_embd.w) add_row(&net->type_embd, 0, x, p->r->y);
+        add_row(&net->pos_embd, i - first, x, p->r->y);
+        rvk.layer_norm(x, x, net->embd_norm, net->embd_norm_b, p->e, net->eps);
+    }
+}
+
+rv_status rv_encoder_forward(rv_run *r, const int32_t *tok, const size_t *ends, size_t n_text,
+                             const rv_cancel *cancel, rv_err *err) {
     const rv_net *net = r->net;
     pass p = {.r = r, .net = net, .e = (size_t)net->n_embd, .f = (size_t)net->n_ff};
-    for (size_t i = 0; i < n; i++) {
-        float *x = r->x + i * p.e;
-        memset(x, 0, p.e * 4);
-        add_row(&net->tok_embd, (size_t)tok[i], x, r->y);
-        if (net->type_embd.w) add_row(&net->type_embd, 0, x, r->y);
-        add_row(&net->pos_embd, i, x, r->y);
-        rvk.layer_norm(x, x, net->embd_norm, net->embd_norm_b, p.e, net->eps);
-    }
+    for (size_t t = 0; t < n_text; t++) embed_text(&p, tok, t ? ends[t - 1] : 0, ends[t]);
     for (int32_t i = 0; i < net->n_layer; i++) {
         if (cancel && rv_cancel_get(cancel))
             return rv_fail(err, RV_ECANCEL, "cancelled in layer %d", i);
         p.l = &net->layers[i];
-        layer(&p, n);
+        layer(&p, ends, n_text);
     }
     return RV_OK;
 }

@@ -78,7 +78,6 @@ static void attention(pass *p, bool f16) {
                             .n = p->n,
                             .pos = p->pos,
                             .n_swa = (size_t)net->n_swa,
-                            .causal = true,
                             .kv = p->kv,
                             .i_layer = (size_t)l->i_kv,
                             .f16 = f16};

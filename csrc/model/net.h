@@ -129,18 +129,22 @@ void rv_run_tokens(rv_run *run, size_t n, rv_pool_fn fn, void *arg);
  * RV_ECANCEL leaves kv and conv half written: the caller restores them. */
 rv_status rv_decoder_forward(rv_run *run, rv_kv *kv, float *conv, const int32_t *tok, size_t n,
                              size_t pos, const rv_cancel *cancel, rv_err *err);
-/* A whole text through an encoder, n <= run->cap. */
-rv_status rv_encoder_forward(rv_run *run, const int32_t *tok, size_t n, const rv_cancel *cancel,
-                             rv_err *err);
+/* n_text whole texts through an encoder, one after another in tok; text t is the tokens
+ * ends[t - 1] .. ends[t] - 1 (from 0), ends[n_text - 1] <= run->cap.  A text's result does not
+ * depend on the others. */
+rv_status rv_encoder_forward(rv_run *run, const int32_t *tok, const size_t *ends, size_t n_text,
+                             const rv_cancel *cancel, rv_err *err);
 /* Logits [n][n_vocab] of n hidden rows. */
 void rv_net_head(rv_run *run, const float *x, size_t n, float *logits);
 
-/* Attention of n query rows in run->q to positions; see attention.c. */
+/* Attention of n query rows in run->q to positions.  Without kv the rows are n_text whole texts
+ * (ends as in rv_encoder_forward), each attending to itself. */
 typedef struct rv_attn_task {
     size_t n_head, n_head_kv, head_dim, n, pos, n_swa;
-    bool causal;
-    const rv_kv *kv; /* keys and values, or NULL: run->k and run->v hold positions 0 .. n - 1 */
+    const rv_kv *kv; /* keys and values, or NULL: they are in run->k and run->v */
     size_t i_layer;  /* of kv */
+    const size_t *ends;
+    size_t n_text;
     bool f16;
 } rv_attn_task;
 void rv_run_attention(rv_run *run, const rv_attn_task *t);
