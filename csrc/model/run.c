@@ -231,7 +231,9 @@ static void attend(const attn_loop *l, tile *t, size_t g, int i_thread) {
         walk_block(l, t, g, b);
     for (size_t a = 0; a < t->n_tok; a++) {
         float *out = l->r->att + (t->base + t->t0 + a) * ld + g * n;
-        for (size_t i = 0; i < n; i++) out[i] = t->acc[a * n + i] / t->sum[a * t->group + i / t->d];
+        for (size_t h = 0; h < t->group; h++)
+            for (size_t i = 0; i < t->d; i++)
+                out[h * t->d + i] = t->acc[a * n + h * t->d + i] / t->sum[a * t->group + h];
     }
 }
 

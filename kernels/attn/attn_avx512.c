@@ -1,8 +1,10 @@
 /* Attention against one block with AVX-512.
  *
- * The block's keys (then its values) are widened once into a float32 tile that all query heads of
- * the group read; sixteen scores are reduced together by a transposing tree, so the softmax of the
- * block is one vector.  A row of the tile is padded with zeros to a multiple of 16. */
+ * The block's keys are turned once so that lanes are positions: a score vector of sixteen positions
+ * is then a chain of fused multiply-adds with one value of the query, and the softmax of the block
+ * is one vector.  Its values are widened once.  Both serve all queries of the call, four at a time.
+ * Per query the order is fixed: four partial sums over the dimensions i, by i mod 4, so neither the
+ * number of queries nor their grouping shows in the bits. */
 #include <immintrin.h>
 #include <math.h>
 
@@ -13,61 +15,112 @@ static inline __mmask16 lanes(size_t left) {
     return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
 }
 
+/* 16 values from i on of row p, as float32; lanes beyond d are 0. */
+static inline __m512 load16(const void *rows, size_t stride, size_t p, size_t i, size_t d,
+                            bool half) {
+    const char *row = (const char *)rows + p * stride;
+    const __mmask16 m = lanes(d - i);
+    return half ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, row + 2 * i))
+                : _mm512_maskz_loadu_ps(m, row + 4 * i);
+}
+
 static void widen(float *tile, const void *rows, size_t stride, size_t n, size_t d, bool half) {
     const size_t dp = (d + 15) / 16 * 16;
-    for (size_t p = 0; p < n; p++) {
-        const char *row = (const char *)rows + p * stride;
-        for (size_t i = 0; i < d; i += 16) {
-            const __mmask16 m = lanes(d - i);
-            const __m512 x = half ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, row + 2 * i))
-                                  : _mm512_maskz_loadu_ps(m, row + 4 * i);
-            _mm512_store_ps(tile + p * dp + i, x);
+    for (size_t p = 0; p < n; p++)
+        for (size_t i = 0; i < d; i += 16)
+            _mm512_store_ps(tile + p * dp + i, load16(rows, stride, p, i, d, half));
+}
+
+/* out[j] lane p = in[p] lane j. */
+static inline void turn16(const __m512 in[16], float *out) {
+    __m512 t[16], u[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(in[i], in[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(in[i], in[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        for (int k = 0; k < 2; k++) {
+            const __m512d x = _mm512_castps_pd(t[i + k]), y = _mm512_castps_pd(t[i + k + 2]);
+            u[i + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+            u[i + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
         }
     }
-}
-
-/* Lane p of the result is the sum of the lanes of s[p]. */
-static inline __m512 sums16(const __m512 s[16]) {
-    __m512 q[4];
-    for (int i = 0; i < 4; i++) {
-        const __m512 *a = s + 4 * i;
-        const __m512 x =
-            _mm512_add_ps(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
-        const __m512 y =
-            _mm512_add_ps(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
-        const __m512d xd = _mm512_castps_pd(x), yd = _mm512_castps_pd(y);
-        q[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(xd, yd)),
-                             _mm512_castpd_ps(_mm512_unpackhi_pd(xd, yd)));
+    for (int j = 0; j < 4; j++) { /* u[4 r + j]: dims j, j + 4, .. of positions 4 r .. 4 r + 3 */
+        const __m512 a = _mm512_shuffle_f32x4(u[j], u[4 + j], 0x88);
+        const __m512 b = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0x88);
+        const __m512 c = _mm512_shuffle_f32x4(u[j], u[4 + j], 0xdd);
+        const __m512 d = _mm512_shuffle_f32x4(u[8 + j], u[12 + j], 0xdd);
+        _mm512_store_ps(out + 16 * j, _mm512_shuffle_f32x4(a, b, 0x88));
+        _mm512_store_ps(out + 16 * (j + 8), _mm512_shuffle_f32x4(a, b, 0xdd));
+        _mm512_store_ps(out + 16 * (j + 4), _mm512_shuffle_f32x4(c, d, 0x88));
+        _mm512_store_ps(out + 16 * (j + 12), _mm512_shuffle_f32x4(c, d, 0xdd));
     }
-    const __m512 w0 = _mm512_add_ps(_mm512_shuffle_f32x4(q[0], q[1], 0x88),
-                                    _mm512_shuffle_f32x4(q[0], q[1], 0xdd));
-    const __m512 w1 = _mm512_add_ps(_mm512_shuffle_f32x4(q[2], q[3], 0x88),
-                                    _mm512_shuffle_f32x4(q[2], q[3], 0xdd));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(w0, w1, 0x88), _mm512_shuffle_f32x4(w0, w1, 0xdd));
 }
 
-static inline __m512 scores(const float *q, const float *tile, size_t n, size_t d) {
-    const size_t dp = (d + 15) / 16 * 16;
-    __m512 s[16];
-    for (size_t p = 0; p < 16; p++) s[p] = _mm512_setzero_ps();
+/* keys[i] lane p = dimension i of position p; positions from n on are 0. */
+static void turn(float *keys, const void *rows, size_t stride, size_t n, size_t d, bool half) {
     for (size_t i = 0; i < d; i += 16) {
-        const __m512 x = _mm512_maskz_loadu_ps(lanes(d - i), q + i);
-        for (size_t p = 0; p < n; p++)
-            s[p] = _mm512_fmadd_ps(x, _mm512_load_ps(tile + p * dp + i), s[p]);
+        __m512 in[16];
+        for (size_t p = 0; p < 16; p++)
+            in[p] = p < n ? load16(rows, stride, p, i, d, half) : _mm512_setzero_ps();
+        turn16(in, keys + 16 * i);
     }
-    return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), lanes(n), sums16(s));
 }
 
-static void weigh(float *acc, const float *w, float keep, const float *tile, size_t n, size_t d) {
-    const size_t dp = (d + 15) / 16 * 16;
-    const __m512 kept = _mm512_set1_ps(keep);
-    for (size_t i = 0; i < d; i += 16) {
-        const __mmask16 m = lanes(d - i);
-        __m512 a = _mm512_mul_ps(_mm512_maskz_loadu_ps(m, acc + i), kept);
-        for (size_t p = 0; p < n; p++)
-            a = _mm512_fmadd_ps(_mm512_set1_ps(w[p]), _mm512_load_ps(tile + p * dp + i), a);
-        _mm512_mask_storeu_ps(acc + i, m, a);
+/* Scores of m <= 4 queries; s[k] lane p is that of position p. */
+static inline __attribute__((always_inline)) void scores(__m512 *s, const float *q, size_t m,
+                                                         const float *keys, size_t d) {
+    __m512 a[4][4];
+    for (size_t k = 0; k < m; k++)
+        for (int r = 0; r < 4; r++) a[k][r] = _mm512_setzero_ps();
+    size_t i = 0;
+    for (; i + 4 <= d; i += 4) {
+        for (size_t r = 0; r < 4; r++) {
+            const __m512 key = _mm512_load_ps(keys + 16 * (i + r));
+            for (size_t k = 0; k < m; k++)
+                a[k][r] = _mm512_fmadd_ps(_mm512_set1_ps(q[k * d + i + r]), key, a[k][r]);
+        }
     }
+    for (; i < d; i++) {
+        const __m512 key = _mm512_load_ps(keys + 16 * i);
+        for (size_t k = 0; k < m; k++)
+            a[k][i % 4] = _mm512_fmadd_ps(_mm512_set1_ps(q[k * d + i]), key, a[k][i % 4]);
+    }
+    for (size_t k = 0; k < m; k++)
+        s[k] = _mm512_add_ps(_mm512_add_ps(a[k][0], a[k][1]), _mm512_add_ps(a[k][2], a[k][3]));
+}
+
+/* acc = acc * keep + w . values, for m <= 4 queries. */
+static inline __attribute__((always_inline)) void weigh(float *acc, const float *w,
+                                                        const float *keep, size_t m,
+                                                        const float *tile, size_t n, size_t d) {
+    const size_t dp = (d + 15) / 16 * 16;
+    for (size_t i = 0; i < d; i += 16) {
+        const __mmask16 mask = lanes(d - i);
+        __m512 a[4];
+        for (size_t k = 0; k < m; k++)
+            a[k] = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, acc + k * d + i),
+                                 _mm512_set1_ps(keep[k]));
+        for (size_t p = 0; p < n; p++) {
+            const __m512 value = _mm512_load_ps(tile + p * dp + i);
+            for (size_t k = 0; k < m; k++)
+                a[k] = _mm512_fmadd_ps(_mm512_set1_ps(w[16 * k + p]), value, a[k]);
+        }
+        for (size_t k = 0; k < m; k++) _mm512_mask_storeu_ps(acc + k * d + i, mask, a[k]);
+    }
+}
+
+/* The softmax of one query's scores into w; returns the factor for what was there before. */
+static inline float soften(__m512 s, size_t n, float *w, float *st_max, float *st_sum) {
+    s = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), lanes(n), s);
+    const float old = *st_max, most = _mm512_reduce_max_ps(s), top = most > old ? most : old;
+    const __m512 e = rvk_exp16(_mm512_sub_ps(s, _mm512_set1_ps(top)));
+    const __m512 seen = _mm512_maskz_mov_ps(lanes(n), e);
+    const float keep = old == top ? 1.0f : old == -INFINITY ? 0.0f : expf(old - top);
+    _mm512_store_ps(w, seen);
+    *st_sum = *st_sum * keep + _mm512_reduce_add_ps(seen);
+    *st_max = top;
+    return keep;
 }
 
 enum { MAX_Q = 64 }; /* query heads whose weights wait on the stack for the values */
@@ -75,19 +128,21 @@ enum { MAX_Q = 64 }; /* query heads whose weights wait on the stack for the valu
 static void attn_heads(RVK_ATTN_ARGS, float *tile, bool half) {
     _Alignas(64) float w[MAX_Q * 16];
     float keep[MAX_Q];
-    widen(tile, k, stride, n, d, half);
-    for (size_t h = 0; h < n_q; h++) {
-        const __m512 s = scores(q + h * d, tile, n, d);
-        const float old = st_max[h], top = fmaxf(old, _mm512_reduce_max_ps(s));
-        const __m512 e =
-            _mm512_maskz_mov_ps(lanes(n), rvk_exp16(_mm512_sub_ps(s, _mm512_set1_ps(top))));
-        _mm512_store_ps(w + 16 * h, e);
-        keep[h] = old == top ? 1.0f : old == -INFINITY ? 0.0f : expf(old - top);
-        st_sum[h] = st_sum[h] * keep[h] + _mm512_reduce_add_ps(e);
-        st_max[h] = top;
+    __m512 s[4];
+    turn(tile, k, stride, n, d, half);
+    for (size_t h = 0; h < n_q; h += 4) {
+        const size_t m = n_q - h < 4 ? n_q - h : 4;
+        if (m == 4)
+            scores(s, q + h * d, 4, tile, d);
+        else
+            for (size_t i = 0; i < m; i++) scores(s + i, q + (h + i) * d, 1, tile, d);
+        for (size_t i = 0; i < m; i++)
+            keep[h + i] = soften(s[i], n, w + 16 * (h + i), st_max + h + i, st_sum + h + i);
     }
     widen(tile, v, stride, n, d, half);
-    for (size_t h = 0; h < n_q; h++) weigh(acc + h * d, w + 16 * h, keep[h], tile, n, d);
+    size_t h = 0;
+    for (; h + 4 <= n_q; h += 4) weigh(acc + h * d, w + 16 * h, keep + h, 4, tile, n, d);
+    for (; h < n_q; h++) weigh(acc + h * d, w + 16 * h, keep + h, 1, tile, n, d);
 }
 
 static void attn_block(RVK_ATTN_ARGS, bool half) {
