@@ -405,7 +405,8 @@ def sampler_new(
     temperature: >= 0, 0 is greedy.  top_k: >= 0, 0 off.  top_p, typical_p: (0, 1], 1 off.
     min_p: [0, 1], 0 off.  repeat_penalty: > 0, 1 off.  frequency_penalty, presence_penalty:
     -100 .. 100.  penalty_last_n: -1 (all) .. 2**20 tokens, 0 none.  seed: 0 .. 2**64 - 1.
-    bias_ids: distinct ids; bias: as many numbers, finite or -inf (bans).  n_logprobs: 0 .. 100.
+    bias_ids: distinct ids; bias: as many numbers, finite or -inf (bans).
+    n_logprobs: 0 .. 100; -1: logprobs are nan, and a draw costs less.
     Floats are rounded to float32.  Raises ArgumentError naming the parameter, value and range.
     """
 

@@ -349,12 +349,12 @@ typedef struct rv_sample_params {
     const int32_t *bias_ids; /* [n_bias] distinct ids in [0, n_vocab); copied */
     const float *bias;       /* [n_bias] added to the logits; -inf bans a token */
     size_t n_bias;
-    int32_t n_logprobs; /* most likely tokens to report, 0 .. 100 */
+    int32_t n_logprobs; /* most likely tokens to report, 0 .. 100; -1: no logprob at all */
 } rv_sample_params;
 
 typedef struct rv_sampled {
     int32_t id;
-    float logprob;          /* nats, of the model's own distribution (softmax of the raw logits) */
+    float logprob;          /* nats, softmax of the raw logits; NaN when n_logprobs is -1 */
     const int32_t *top_ids; /* [n_top] by falling logprob, ties by id; valid until the next call */
     const float *top_logprobs;
     size_t n_top;

@@ -75,7 +75,7 @@ static rv_status check_params(const rv_sample_params *p, rv_err *err) {
     if (st == RV_OK) st = check_float("frequency_penalty", f, f >= -100 && f <= 100, hundred, err);
     if (st == RV_OK) st = check_float("presence_penalty", q, q >= -100 && q <= 100, hundred, err);
     if (st == RV_OK) st = check_int("penalty_last_n", p->penalty_last_n, -1, MAX_LAST_N, err);
-    if (st == RV_OK) st = check_int("n_logprobs", p->n_logprobs, 0, MAX_LOGPROBS, err);
+    if (st == RV_OK) st = check_int("n_logprobs", p->n_logprobs, -1, MAX_LOGPROBS, err);
     return st;
 }
 
@@ -110,9 +110,14 @@ static bool has_penalties(const rv_sample_params *p) {
     return !neutral && p->penalty_last_n != 0;
 }
 
+/* How many of the most likely tokens each draw reports. */
+static size_t n_reported(const rv_sample_params *p) {
+    return p->n_logprobs > 0 ? (size_t)p->n_logprobs : 0;
+}
+
 static bool alloc_arrays(rv_sampler *s) {
     const rv_sample_params *p = &s->p;
-    size_t n = s->n_vocab, n_top = (size_t)p->n_logprobs, n_last = (size_t)p->penalty_last_n;
+    size_t n = s->n_vocab, n_top = n_reported(p), n_last = (size_t)p->penalty_last_n;
     bool ok = (s->x = rv_malloc(n * sizeof *s->x)) != NULL;
     if (p->temperature > 0) ok = ok && (s->keys = rv_malloc(n * sizeof *s->keys));
     if (p->n_bias > 0) {
@@ -421,8 +426,9 @@ rv_status rv_sampler_sample(rv_sampler *s, const float *logits, uint64_t pos, co
                        "sampler: all %zu tokens are masked, banned or have a logit of -inf, "
                        "want at least one to choose from",
                        s->n_vocab);
-    double lse = log_sum_exp(logits, s->n_vocab, raw_max);
-    size_t n_top = rv_rank_best(s->top, (size_t)s->p.n_logprobs, logits, s->n_vocab);
+    /* The sum over the vocabulary is most of a greedy draw, so those who want none pay for none. */
+    double lse = s->p.n_logprobs < 0 ? (double)NAN : log_sum_exp(logits, s->n_vocab, raw_max);
+    size_t n_top = rv_rank_best(s->top, n_reported(&s->p), logits, s->n_vocab);
     for (size_t i = 0; i < n_top; i++) {
         s->top_ids[i] = rv_rank_id(s->top[i]);
         s->top_logprobs[i] = logprob(rv_rank_value(s->top[i]), raw_max, lse);

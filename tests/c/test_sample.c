@@ -182,7 +182,7 @@ static void sampler_new_checks_every_parameter(void) {
     REFUSED(presence_penalty, -INFINITY, "presence_penalty: is -inf, want -100 to 100");
     REFUSED(penalty_last_n, -2, "penalty_last_n: is -2, want -1 to 1048576");
     REFUSED(penalty_last_n, INT32_MAX, "penalty_last_n: is 2147483647, want -1 to 1048576");
-    REFUSED(n_logprobs, 101, "n_logprobs: is 101, want 0 to 100");
+    REFUSED(n_logprobs, 101, "n_logprobs: is 101, want -1 to 100");
     REFUSED(n_bias, V + 1, "bias: has 41 entries, want at most one per token (40)");
     static const struct {
         int32_t ids[2];

@@ -319,7 +319,7 @@ BAD = [
     ({"seed": -1}, "seed: is -1, want 0 to 2\\^64 - 1"),
     ({"seed": 2**64}, "seed: is 18446744073709551616, want 0 to"),
     ({"seed": "x"}, "seed: is a str, want an int"),
-    ({"n_logprobs": 101}, "n_logprobs: is 101, want 0 to 100"),
+    ({"n_logprobs": 101}, "n_logprobs: is 101, want -1 to 100"),
     ({"penalty_last_n": -2}, "penalty_last_n: is -2, want -1 to"),
     ({"bias_ids": [1]}, "bias: has 0 entries, want 1, one per id"),
     ({"bias_ids": [1], "bias": 5}, "bias: is a int, want a sequence of numbers"),
@@ -435,3 +435,13 @@ def test_threads_do_not_share_a_sampler() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(call, range(40)))
+
+
+def test_without_logprobs_the_choice_is_the_same() -> None:
+    x = np.random.default_rng(3).normal(size=500).astype(np.float32)
+    for temperature in (0.0, 1.0):
+        full = make(500, temperature=temperature, seed=4, n_logprobs=2)
+        bare = make(500, temperature=temperature, seed=4, n_logprobs=-1)
+        for pos in range(20):
+            a, b = full.sample(x, pos, None), bare.sample(x, pos, None)
+            assert a[0] == b[0] and np.isnan(b[1]) and b[2:] == ((), ())
