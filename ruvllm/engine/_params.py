@@ -60,7 +60,8 @@ class SamplingParams:
         return _core.sampler_new(
             self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p,
             self.repeat_penalty, self.frequency_penalty, self.presence_penalty,
-            self.penalty_last_n, self.seed, ids, bias, -1 if self.logprobs is None else self.logprobs, n_vocab,
+            self.penalty_last_n, self.seed, ids, bias,
+            -1 if self.logprobs is None else self.logprobs, n_vocab,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
