@@ -141,8 +141,13 @@ typedef struct rvk_table {
     /* dst[i] is the value the format defines, computed in float32 as ggml does. */
     void (*dequant[RVK_N_TYPES])(float *dst, const void *src, size_t k);
     /* Nearest blocks for float32 values; NULL where this build cannot write the type.
-     * F32 F16 BF16 round to nearest even; NaN and infinities are the caller's to refuse. */
+     * F32 F16 BF16 round to nearest even, Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 as ggml's reference code; the
+     * others search the scales of least squared error.  Scales are never infinite: a value beyond
+     * what they reach is clipped.  NaN and infinities are the caller's to refuse. */
     void (*quant[RVK_N_TYPES])(void *dst, const float *src, size_t k);
+    /* The same with a search for the least sum of weights[i] * error[i]^2; weights [k] >= 0 and
+     * finite, or NULL: all equal.  NULL where weights make no difference (F32 F16 BF16 Q8_0). */
+    void (*quant_w[RVK_N_TYPES])(void *dst, const float *src, const float *weights, size_t k);
     /* Pack one row for mul; k a multiple of 32.  Per 32 values d = max|x| / 127 and
      * q = x * (127 / max|x|) rounded to nearest even; below 2^-100 they count as zeros, and a
      * NaN or infinity among them makes d NaN, so that it reaches every product. */

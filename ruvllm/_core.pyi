@@ -151,14 +151,18 @@ def dequantize(type: int, data: _Buffer, k: int, out: _Buffer, /) -> None:
     the values the format defines. Raises ArgumentError for an unknown type or a wrong size.
     """
 
-def quantize(type: int, x: _Buffer, k: int, out: _Buffer, /) -> None:
+def quantize(
+    type: int, x: _Buffer, k: int, out: _Buffer, weights: _Buffer | None = None, /
+) -> None:
     """Rows of k float32 values to blocks.
 
     x: float32 ``(rows, k)``, C-contiguous; every value finite and small enough for the type, its
     scales in half precision included. out: writable uint8 of exactly the rows' bytes; untouched on
-    an error. The bytes are those of ggml's reference code. Releases the GIL.
-    Raises ArgumentError naming the value at fault, the type or the size; UnsupportedError for a
-    type that can be read but not written (the K and IQ4 types).
+    an error. weights: float32 ``(k,)``, finite, >= 0: how much an error in a column counts, such as
+    the mean square of its input; None: all alike. Without weights the bytes of f32 f16 bf16 q4_0
+    q4_1 q5_0 q5_1 q8_0 are those of ggml's reference code; everything else searches the least sum
+    of weights * error^2. Releases the GIL.
+    Raises ArgumentError naming the value or weight at fault, the type or the size.
     """
 
 def act_pack(x: _Buffer, /) -> bytes:

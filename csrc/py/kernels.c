@@ -185,15 +185,21 @@ static double quant_limit(int type) {
     case RVK_Q4_0: return 65520.0 * 8;
     case RVK_Q5_0: return 65520.0 * 16;
     case RVK_Q8_0: return 65520.0 * 127;
+    /* half * largest code * largest level, or the largest minimum */
+    case RVK_Q2_K: return 65504.0 * 15;
+    case RVK_Q3_K: return 65504.0 * 31 * 3;
+    case RVK_Q4_K:
+    case RVK_Q5_K: return 65504.0 * 63;
+    case RVK_Q6_K: return 65504.0 * 127 * 31;
+    case RVK_IQ4_NL: return 65504.0 * 113;
+    case RVK_IQ4_XS: return 65504.0 * 31 * 113;
     default: return INFINITY;
     }
 }
 
-static void quantize_rows(int type, const float *x, size_t n_rows, size_t k, uint8_t *out,
-                          rv_err *err) {
+static void check_values(int type, const float *x, size_t n, size_t k, rv_err *err) {
     const double limit = quant_limit(type);
-    const size_t bytes = rvk_row_bytes(type, k);
-    for (size_t i = 0; i < n_rows * k; i++) {
+    for (size_t i = 0; i < n; i++) {
         if (isfinite(x[i]) && fabs((double)x[i]) < limit) continue;
         if (isfinite(x[i]))
             rv_fail(err, RV_EARG, "quantize: x[%zu] of row %zu is %g, want less than %g for %s",
@@ -203,25 +209,41 @@ static void quantize_rows(int type, const float *x, size_t n_rows, size_t k, uin
                     i / k, (double)x[i]);
         return;
     }
-    for (size_t r = 0; r < n_rows; r++) rvk.quant[type](out + r * bytes, x + r * k, k);
+}
+
+static void check_weights(const float *w, size_t k, rv_err *err) {
+    for (size_t i = 0; i < k; i++) {
+        if (isfinite(w[i]) && w[i] >= 0.0f) continue;
+        rv_fail(err, RV_EARG, "quantize: weights[%zu] is %g, want a finite number of at least 0", i,
+                (double)w[i]);
+        return;
+    }
+}
+
+/* weights: of the columns, or NULL. */
+static void quantize_rows(int type, const float *x, size_t n_rows, size_t k, uint8_t *out,
+                          const float *weights, rv_err *err) {
+    const size_t bytes = rvk_row_bytes(type, k);
+    if (weights) check_weights(weights, k, err);
+    if (err->code == RV_OK) check_values(type, x, n_rows * k, k, err);
+    if (err->code != RV_OK) return;
+    for (size_t r = 0; r < n_rows; r++) {
+        if (weights && rvk.quant_w[type])
+            rvk.quant_w[type](out + r * bytes, x + r * k, weights, k);
+        else
+            rvk.quant[type](out + r * bytes, x + r * k, k);
+    }
 }
 
 static PyObject *py_quantize(PyObject *m, PyObject *args) {
     int type;
-    PyObject *o_x, *o_out;
+    PyObject *o_x, *o_out, *o_w = Py_None;
     Py_ssize_t k;
-    if (!PyArg_ParseTuple(args, "iOnO", &type, &o_x, &k, &o_out)) return NULL;
+    if (!PyArg_ParseTuple(args, "iOnO|O", &type, &o_x, &k, &o_out, &o_w)) return NULL;
     const size_t bytes = row_bytes(m, type, k < 0 ? 0 : (size_t)k, "quantize");
     if (!bytes) return NULL;
     buffers b = {.m = m};
     rv_err err = {0};
-    if (!rvk.quant[type]) {
-        rv_fail(&err, RV_EUNSUPPORTED,
-                "quantize: found %s, want f32 f16 bf16 q4_0 q4_1 q5_0 q5_1 "
-                "or q8_0",
-                rvk_dtypes[type].name);
-        return fail(&b, &err);
-    }
     const float *x = take_f32(&b, o_x, false, SIZE_MAX, "quantize: x");
     if (!x) return NULL;
     const size_t n = last_floats(&b);
@@ -231,8 +253,13 @@ static PyObject *py_quantize(PyObject *m, PyObject *args) {
     }
     uint8_t *out = take_bytes(&b, o_out, true, n / (size_t)k * bytes, "quantize: out");
     if (!out) return finish(&b, false);
+    const float *w = NULL;
+    if (o_w != Py_None) {
+        w = take_f32(&b, o_w, false, (size_t)k, "quantize: weights");
+        if (!w) return finish(&b, false);
+    }
     Py_BEGIN_ALLOW_THREADS
-    quantize_rows(type, x, n / (size_t)k, (size_t)k, out, &err);
+    quantize_rows(type, x, n / (size_t)k, (size_t)k, out, w, &err);
     Py_END_ALLOW_THREADS
     return err.code == RV_OK ? finish(&b, true) : fail(&b, &err);
 }
@@ -456,7 +483,7 @@ static PyMethodDef methods[] = {
     {"dtypes", py_dtypes, METH_NOARGS,
      "Tensor types: name -> (number, block values, block bytes)."},
     {"dequantize", py_dequantize, METH_VARARGS, "dequantize(type, data, k, out)"},
-    {"quantize", py_quantize, METH_VARARGS, "quantize(type, x, k, out)"},
+    {"quantize", py_quantize, METH_VARARGS, "quantize(type, x, k, out, weights=None)"},
     {"act_pack", py_act_pack, METH_O, "act_pack(x) -> bytes"},
     {"mul", py_mul, METH_VARARGS, "mul(type, w, n_rows, x, k, out)"},
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, g, eps, out)"},

@@ -12,4 +12,9 @@ void rvk_act_pack_ref(void *dst, const float *x, size_t k);
 void rvk_act_pack_avx2(void *dst, const float *x, size_t k);
 void rvk_act_pack_avx512(void *dst, const float *x, size_t k);
 
+/* The quantisers by search of encode.h: quant_w of all types that have one, quant of the K and
+ * IQ4 types.  The same bits at every level. */
+void rvk_encode_fill_ref(rvk_table *t);
+void rvk_encode_fill_avx2(rvk_table *t);
+
 #endif

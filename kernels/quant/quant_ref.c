@@ -1,9 +1,10 @@
 /* The quant family: half precision, dequantise, quantise and the packing of activations, in plain
  * C, and the family's ladder.
  *
- * The idea to hold: a block is decoded in one place (unpack.h) and encoded here, both exactly as
- * ggml's reference code does, so that files written by either are equal byte for byte.  Rounding
- * is written out; nothing here depends on the rounding mode or on a fused multiply-add. */
+ * The idea to hold: a block is decoded in one place (unpack.h) and the simple formats are encoded
+ * here, both exactly as ggml's reference code does, so that files written by either are equal byte
+ * for byte; what needs a search is in encode.h.  Rounding is written out; nothing here depends on
+ * the rounding mode or on a fused multiply-add. */
 #include "quant/quant.h"
 
 #include <math.h>
@@ -291,10 +292,12 @@ void rvk_init_quant(rvk_table *t, unsigned cpu) {
     t->quant[RVK_Q5_0] = quant_q5_0;
     t->quant[RVK_Q5_1] = quant_q5_1;
     t->quant[RVK_Q8_0] = quant_q8_0;
+    rvk_encode_fill_ref(t);
     t->act_pack = rvk_act_pack_ref;
     t->isa_quant = "ref";
 #ifdef RVK_HAVE_avx2
     if (!(cpu & RVK_AVX2)) return;
+    rvk_encode_fill_avx2(t);
     t->act_pack = rvk_act_pack_avx2;
     t->isa_quant = "avx2";
 #endif

@@ -176,8 +176,12 @@ def _show_summary(s: dict[str, Any]) -> None:
 
 # ---- convert and quantize ----
 
+TYPES = (
+    "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q3_k q4_k q5_k; mixes as llama.cpp's: q2_k q2_k_s "
+    "q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m q6_k iq4_nl iq4_xs."
+)
 PureFlag = Annotated[
-    bool, option("--pure", "The output head gets the type too, where q8_0 is the default.")
+    bool, option("--pure", "Every matrix gets the type: no exceptions for the head and others.")
 ]
 
 
@@ -189,7 +193,7 @@ def convert(
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="The file to make or replace.")],
     type: Annotated[
-        str, option("--type", "Type of the matrices: f32 f16 bf16 q8_0 q4_0.", metavar="TYPE")
+        str, option("--type", f"Type of the matrices: {TYPES}", metavar="TYPE")
     ] = "f16",
     pure: PureFlag = False,
     name: Annotated[
@@ -221,9 +225,15 @@ def quantize(
     *,
     src: Annotated[Path, typer.Argument(metavar="SRC", help="A GGUF file.")],
     dst: Annotated[Path, typer.Argument(metavar="DST", help="The file to make or replace.")],
-    type: Annotated[
-        str, option("--type", "Type of the matrices: f32 f16 bf16 q8_0 q4_0.", metavar="TYPE")
-    ],
+    type: Annotated[str, option("--type", f"Type of the matrices: {TYPES}", metavar="TYPE")],
+    imatrix: Annotated[
+        Path | None,
+        option(
+            "--imatrix",
+            "How much each column counts: GGUF of llama.cpp's imatrix tool, or .npz.",
+            metavar="FILE",
+        ),
+    ] = None,
     pure: PureFlag = False,
     allow_requantize: Annotated[
         bool,
@@ -234,26 +244,36 @@ def quantize(
 ) -> None:
     """Write a GGUF file with its matrices in another type.
 
-    ruvllm quantize model-f16.gguf model-q8_0.gguf --type q8_0
+    ruvllm quantize model-f16.gguf model-q4_k_m.gguf --type q4_k_m
     """
     from ruvllm.engine.quantize import quantize as work
 
     with terminal.progress(f"writing {dst.name}") as moved:
         result = work(
-            src, dst, type, pure=pure, allow_requantize=allow_requantize, n_threads=threads,
-            progress=moved,
+            src, dst, type, imatrix=imatrix, pure=pure, allow_requantize=allow_requantize,
+            n_threads=threads, progress=moved,
         )  # fmt: skip
-    about = {"src": str(src), "src_bytes": result.src_bytes}
+    if result.unweighted:
+        names = ", ".join(result.unweighted[:3])
+        more = f" and {len(result.unweighted) - 3} more" if len(result.unweighted) > 3 else ""
+        terminal.note(f"the imatrix says nothing about {terminal.visible(names)}{more}")
+    about = {
+        "src": str(src),
+        "src_bytes": result.src_bytes,
+        "bits_per_value": round(result.bits_per_value, 3),
+        "unweighted": result.unweighted,
+    }
     _report(about, dst, result, json)
 
 
 def _report(
     about: dict[str, Any], dst: Path, result: ConvertResult | QuantizeResult, json: bool
 ) -> None:
-    if f := result.fallbacks:
-        rows = ", ".join(str(n) for n in sorted({x.row_values for x in f}))
+    for wanted, got in sorted({(f.wanted, f.got) for f in result.fallbacks}):
+        some = [f.row_values for f in result.fallbacks if (f.wanted, f.got) == (wanted, got)]
+        rows = ", ".join(str(n) for n in sorted(set(some)))
         terminal.note(
-            f"{len(f)} tensors are {f[0].got}: rows of {rows} are not whole blocks of {f[0].wanted}"
+            f"{len(some)} tensors are {got}: rows of {rows} are not whole blocks of {wanted}"
         )
     if json:
         terminal.print_json(

@@ -25,16 +25,8 @@ from ruvllm.engine._convert_tokenizer import read_vocab
 from ruvllm.engine._convert_vocab import Vocab
 from ruvllm.engine._convert_weights import Checkpoint, F32Array, Stored, read_json
 from ruvllm.engine._gguf_writer import DType, GGUFWriter
-from ruvllm.engine.quantize import (
-    Fallback,
-    Policy,
-    Progress,
-    RowPipeline,
-    TypeTotal,
-    choose_type,
-    file_kv,
-    writable,
-)
+from ruvllm.engine._recipes import Choice, Facts, Recipe, choose_types, recipe
+from ruvllm.engine.quantize import Fallback, Progress, RowPipeline, TypeTotal, file_kv
 
 POOLING: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3}  # <arch>.pooling_type
 _SHOWN: Final = 4  # names listed in an error about many tensors
@@ -97,7 +89,7 @@ def convert(
     ArgumentError, FileError, CancelledError.
     """
     start = time.monotonic()
-    src, dst, want = Path(src), Path(dst), writable(type)
+    src, dst, want = Path(src), Path(dst), recipe(type)
     if not src.is_dir():
         raise NotFoundError(f"{src}: no such folder")
     config = Config(read_json(src / "config.json"))
@@ -126,7 +118,7 @@ def convert(
 
 
 def _match(
-    plan: Plan, weights: Checkpoint, want: DType, out: ConvertResult, *, pure: bool
+    plan: Plan, weights: Checkpoint, want: Recipe, out: ConvertResult, *, pure: bool
 ) -> list[_Job]:
     """A job per tensor; FormatError for tensors that are missing, left over or misshapen."""
     have: dict[str, Stored] = {}
@@ -139,11 +131,22 @@ def _match(
     _refuse("missing", [n for n in needed if n not in have], "")
     extra = [n for n in have if n not in needed and not n.endswith(plan.ignored)]
     _refuse("left over", extra, f": {plan.arch} as config.json describes it has no such tensor")
-    jobs = [_Job(t, have[t.source], want) for t in plan.tensors]
-    jobs += [_Job(Wanted(n, n, a.shape, a.shape), None, want) for n, a in plan.made.items()]
-    head = "output.weight" if "lm_head.weight" in needed else "token_embd.weight"
-    policy = Policy(want, plan.arch, head, pure)
-    return [_typed(j, policy, out) for j in jobs]
+    tensors: list[tuple[Wanted, Stored | None]] = [(t, have[t.source]) for t in plan.tensors]
+    tensors += [(Wanted(n, n, a.shape, a.shape), None) for n, a in plan.made.items()]
+    choices = choose_types(((t.name, t.dims) for t, _ in tensors), want, _facts(plan), pure=pure)
+    return [_typed(t, stored, choices[t.name], out) for t, stored in tensors]
+
+
+def _facts(plan: Plan) -> Facts:
+    kv = {key.removeprefix(plan.arch + "."): value for key, _, value in plan.kv}
+
+    def first(key: str, default: int) -> int:
+        value = kv.get(key, default)
+        return int(value[0] if isinstance(value, list | tuple) else value)
+
+    n_heads = first("attention.head_count", 0)
+    n_kv = first("attention.head_count_kv", n_heads)
+    return Facts(plan.arch, first("block_count", 0), n_heads, n_kv)
 
 
 def _refuse(what: str, names: Sequence[str], why: str) -> None:
@@ -153,21 +156,19 @@ def _refuse(what: str, names: Sequence[str], why: str) -> None:
         raise FormatError(f"weights: {what}: {shown}{more}{why}")
 
 
-def _typed(j: _Job, policy: Policy, out: ConvertResult) -> _Job:
-    t, have = j.want, j.have
+def _typed(t: Wanted, have: Stored | None, to: Choice, out: ConvertResult) -> _Job:
     if have is not None and have.shape != t.shape:
         raise FormatError(
             f"{have.file.name}: tensor {have.name!r}: found shape {list(have.shape)}, "
             f"want {list(t.shape)}"
         )
-    to = choose_type(t.name, t.dims, policy)
-    if to.name == "f16" and j.to.name != "f16" and t.dims[0] % j.to.block_values:
-        out.fallbacks.append(Fallback(t.name, t.dims[0], j.to.name, to.name))
+    if to.got != to.wanted:
+        out.fallbacks.append(Fallback(t.name, t.dims[0], to.wanted.name, to.got.name))
     values = prod(t.dims)
     out.n_params += values
-    n_bytes = to.row_bytes(t.dims[0]) * prod(t.dims[1:])
-    out.after.setdefault(to.name, TypeTotal()).add(values, n_bytes)
-    return _Job(t, have, to)
+    n_bytes = to.got.row_bytes(t.dims[0]) * prod(t.dims[1:])
+    out.after.setdefault(to.got.name, TypeTotal()).add(values, n_bytes)
+    return _Job(t, have, to.got)
 
 
 def _write(j: _Job, plan: Plan, pipe: RowPipeline) -> None:

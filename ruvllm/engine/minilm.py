@@ -45,11 +45,10 @@ def minilm_path(type: str = "f32") -> Path:
     Raises UnsupportedError without the package or safetensors, FileError when it cannot be written.
     """
     from ruvllm._paths import home
+    from ruvllm.engine._recipes import recipe
     from ruvllm.engine.convert import convert
-    from ruvllm.engine.quantize import writable
 
-    kind = type.lower()
-    writable(kind)
+    kind = recipe(type).name
     folder, version = minilm_source()
     models = home() / "models"
     path = models / f"all-MiniLM-L6-v2-{version}-{kind}.gguf"

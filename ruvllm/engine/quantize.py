@@ -1,22 +1,9 @@
 """Rewrites a GGUF with its matrices in another type: `ruvllm quantize`.
 
-Owns the policy (which tensor gets which type) and the row pipeline that `convert.py` shares.  The
-idea to hold: a tensor is rows of values, rows are independent, so a file is made in pieces of a few
-megabytes: read rows as float32, quantise them in the core on several threads, write them in order.
-Memory stays at some pieces per thread whatever the model's size.
-
-Which type a tensor gets when TYPE is asked for, first match wins:
-
-    one dimension, norms, biases, position and token-type embeddings, convolution taps    F32
-    rows that are not whole blocks of TYPE (reported in the result)                       F16
-    attn_v.weight of an encoder (bert); TYPE a block type                                 F16
-    output.weight, or token_embd.weight where it is also the head; TYPE below 8 bits      Q8_0
-    everything else                                                                       TYPE
-
-`pure=True` drops the third and fourth line.  They are there because 4 bits in the head cost more
-quality than anywhere else, and because V is where rounding to 8 bits hurts an encoder: of 251 texts
-embedded by all-MiniLM-L6-v2 in Q8_0, 9 were below a cosine of 0.999 to F32 (least 0.9983), with V
-in F16 none (least 0.9991), for 3 % more bytes.
+Owns the row pipeline that `convert.py` shares; which tensor gets which type is decided in
+`_recipes.py`.  The idea to hold: a tensor is rows of values, rows are independent, so a file is
+made in pieces of a few megabytes: read rows as float32, quantise them in the core on several
+threads, write them in order.  Memory stays at some pieces per thread whatever the model's size.
 """
 
 from __future__ import annotations
@@ -25,7 +12,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import prod
@@ -38,23 +25,15 @@ from numpy.typing import NDArray
 from ruvllm import _core
 from ruvllm._errors import ArgumentError, CancelledError, FormatError, UnsupportedError
 from ruvllm.engine._gguf_writer import DType, GGUFWriter, dtype, read_raw_kv
+from ruvllm.engine._imatrix import Imatrix, read_imatrix
+from ruvllm.engine._recipes import PLAIN, Facts, Recipe, choose_types, kept_f32, recipe
 
 F32Array = NDArray[np.float32]
 Progress = Callable[[float], bool | None]
 
-# general.file_type: what most of the file is, by llama.cpp's numbers.
-FILE_TYPES: Final = {
-    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10,
-    "q3_k": 12, "q4_k": 15, "q5_k": 17, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32,
-}  # fmt: skip
 QUANTIZATION_VERSION: Final = 2  # of ggml's block formats
-WRITABLE: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
-PLAIN: Final = frozenset({"f32", "f16", "bf16"})
 
-_EIGHT_BITS_AND_UP: Final = PLAIN | {"q8_0"}
-_KEEP_SUFFIXES: Final = ("_norm.weight", "shortconv.conv.weight", "ssm_conv1d.weight")
-_KEEP_NAMES: Final = frozenset({"position_embd.weight", "token_types.weight"})
-
+_UNWEIGHTED: Final = PLAIN | {"q8_0"}  # where weights make no difference
 _PIECE_VALUES: Final = 1 << 20  # 4 MiB of float32: in cache-sized reach, thousands per model
 
 
@@ -63,58 +42,6 @@ class Rows(Protocol):
 
     def __call__(self, first: int, n: int) -> F32Array:
         """Rows ``first`` .. ``first + n - 1`` as float32 ``(n, k)``, C-contiguous."""
-
-
-# ---------------------------------------------------------------- policy
-
-
-def kept_f32(name: str, n_dims: int) -> bool:
-    """Whether a tensor stays in F32 in every file: too small to matter, too exact to round."""
-    return (
-        n_dims == 1
-        or not name.endswith(".weight")
-        or name in _KEEP_NAMES
-        or name.endswith(_KEEP_SUFFIXES)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What decides a tensor's type besides the tensor.
-
-    want: the type asked for.  head: name of the tensor the logits come from.  pure: no exceptions
-    for quality.  arch: general.architecture.
-    """
-
-    want: DType
-    arch: str
-    head: str
-    pure: bool = False
-
-
-def choose_type(name: str, dims: Sequence[int], policy: Policy) -> DType:
-    """The type of one tensor; the table at the head of this file.
-
-    dims: as in the file, dims[0] contiguous.
-    """
-    want = policy.want
-    if kept_f32(name, len(dims)):
-        return dtype("f32")
-    if dims[0] % want.block_values:
-        return dtype("f16")
-    if not policy.pure:
-        if policy.arch == "bert" and name.endswith(".attn_v.weight") and want.name not in PLAIN:
-            return dtype("f16")
-        if name == policy.head and want.name not in _EIGHT_BITS_AND_UP:
-            return dtype("q8_0")
-    return want
-
-
-def writable(which: str) -> DType:
-    """The type called ``which``, if this build can write it; else UnsupportedError names those."""
-    if which.lower() not in WRITABLE:
-        raise UnsupportedError(f"type: found {which!r}, this build writes {' '.join(WRITABLE)}")
-    return dtype(which)
 
 
 # ---------------------------------------------------------------- result
@@ -137,7 +64,7 @@ class TypeTotal:
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A tensor that did not get the type asked for because its rows are not whole blocks."""
+    """A tensor that did not get the type chosen for it because its rows are not whole blocks."""
 
     name: str
     row_values: int
@@ -151,7 +78,9 @@ class QuantizeResult:
 
     before, after: totals per tensor type; bytes are of tensor data alone.
     src_bytes, dst_bytes: sizes of the files (of all parts of a split one).
-    fallbacks: tensors that became F16 because their rows do not fit the type's blocks.
+    fallbacks: tensors that got another type because their rows do not fit the blocks of theirs.
+    unweighted: tensors that the importance matrix says nothing about, though their type would have
+    used it; empty without one.
     """
 
     src: Path
@@ -160,6 +89,7 @@ class QuantizeResult:
     before: dict[str, TypeTotal] = field(default_factory=dict)
     after: dict[str, TypeTotal] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
+    unweighted: list[str] = field(default_factory=list)
     src_bytes: int = 0
     dst_bytes: int = 0
     seconds: float = 0.0
@@ -209,16 +139,32 @@ class RowPipeline:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def encode(self, name: str, to: DType, n_rows: int, k: int, rows: Rows) -> None:
+    def encode(
+        self,
+        name: str,
+        to: DType,
+        n_rows: int,
+        k: int,
+        rows: Rows,
+        *,
+        weights: F32Array | None = None,
+    ) -> None:
         """Write tensor ``name``: ``n_rows`` rows of ``k`` values, rounded to ``to``.
 
+        weights: float32 ``(n, k)``, of the columns of each of n equal runs of rows; None: alike.
         Raises FormatError for NaN, infinities and values the type cannot hold.
         """
         step = max(1, _PIECE_VALUES // k)
-        spans = ((a, min(step, n_rows - a)) for a in range(0, n_rows, step))
+        run = n_rows // len(weights) if weights is not None else n_rows
+        spans = (
+            (a, min(step, first + run - a))
+            for first in range(0, n_rows, max(1, run))
+            for a in range(first, first + run, step)
+        )
 
         def piece(span: tuple[int, int]) -> NDArray[np.uint8]:
-            return _encode_piece(name, to, rows(*span), span[0])
+            w = None if weights is None else weights[span[0] // run]
+            return _encode_piece(name, to, rows(*span), span[0], w)
 
         for blocks in self._map(piece, spans):
             self._writer.write(name, blocks.data)
@@ -255,11 +201,13 @@ class RowPipeline:
             raise CancelledError(f"{self._writer.path}: cancelled at {self._done} bytes")
 
 
-def _encode_piece(name: str, to: DType, x: F32Array, first: int) -> NDArray[np.uint8]:
+def _encode_piece(
+    name: str, to: DType, x: F32Array, first: int, weights: F32Array | None
+) -> NDArray[np.uint8]:
     n, k = x.shape
     out = np.empty(n * to.row_bytes(k), np.uint8)
     try:
-        _core.quantize(to.number, x, k, out)
+        _core.quantize(to.number, x, k, out, weights)
     except ArgumentError:  # a value it cannot hold: say which, in the tensor's own terms
         bad = np.argwhere(~np.isfinite(x))
         row, column = bad[0] if len(bad) else np.unravel_index(np.abs(x).argmax(), x.shape)
@@ -281,6 +229,7 @@ class _Job:
     src: DType
     dst: DType
     dims: tuple[int, ...]
+    weights: F32Array | None
 
 
 def quantize(
@@ -288,6 +237,7 @@ def quantize(
     dst: str | os.PathLike[str],
     type: str,
     *,
+    imatrix: Imatrix | None = None,
     pure: bool = False,
     allow_requantize: bool = False,
     n_threads: int | None = None,
@@ -297,27 +247,39 @@ def quantize(
 
     src: a GGUF; any part of a split one stands for all, and the result is one file.
     dst: the file to make or replace, atomically; not ``src``.
-    type: ``f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1``, in any case.
-    pure: give every matrix the same type, where the default makes exceptions (head of this file).
+    type: in any case, of the matrices ``f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q3_k q4_k q5_k``, or
+    a mix as llama.cpp's of that name ``q2_k q2_k_s q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s
+    q5_k_m q6_k iq4_nl iq4_xs``.
+    imatrix: how much an error in each column counts (mean square of its input): the path of a GGUF
+    as llama.cpp's imatrix tool writes it, of an .npz, or a mapping; of tensor name to float32
+    ``(n_in,)``.  Tensors it does not have are rounded without (``unweighted`` of the result).
+    pure: give every matrix the same type, where the default makes exceptions (docs/convert.md).
     allow_requantize: accept matrices that are already quantised; their rounding adds up.
     n_threads: 1 .. 256; None: every CPU this process may use.  The bytes do not depend on it.
     progress: called with 0 .. 1; a return of False cancels.
 
     All metadata is kept but for ``general.file_type``, ``general.quantization_version``,
-    ``general.alignment`` and ``split.*``, which describe the file.
-    Raises NotFoundError, FormatError (not a GGUF; NaN or a value the type cannot hold, by tensor),
+    ``general.alignment``, ``split.*`` and ``quantize.imatrix.*``, which describe the file.
+    Raises NotFoundError, FormatError (not a GGUF; NaN or a value the type cannot hold, by tensor;
+    an imatrix with a name the model does not have or another number of columns),
     UnsupportedError (type not writable; quantised source), ArgumentError, FileError,
     CancelledError.
     """
     start = time.monotonic()
-    src, dst, want = Path(src), Path(dst), writable(type)
+    src, dst, want = Path(src), Path(dst), recipe(type)
     g = _core.gguf_open(os.fspath(src))
     if dst.exists() and dst.samefile(src):
         raise ArgumentError(f"{dst}: is the source, want another file")
     out = QuantizeResult(src, dst, want.name, src_bytes=g.file_bytes())
-    jobs = _plan(g, want, out, pure=pure, allow_requantize=allow_requantize)
+    weights = {}
+    if imatrix is not None:
+        weights = read_imatrix(imatrix, {t[0]: t[3] for t in g.tensors()})
+    facts = _facts(g, weighted=imatrix is not None)
+    jobs = _plan(g, want, facts, weights, out, pure=pure, allow_requantize=allow_requantize)
     with GGUFWriter(dst) as w:
         _copy_kv(src, w, want, [j.dst for j in jobs])
+        if imatrix is not None:
+            w.add_kv("quantize.imatrix.entries_count", "u32", len(weights))
         total = sum(w.add_tensor(j.name, j.dst, j.dims) for j in jobs)
         with RowPipeline(w, total, n_threads, progress) as pipe:
             for j in jobs:
@@ -327,17 +289,37 @@ def quantize(
     return out
 
 
+def _facts(g: _core.GGUF, *, weighted: bool) -> Facts:
+    """What the metadata says; nothing of it is needed but by a mix."""
+    arch = str(g.get("general.architecture"))
+
+    def first(key: str, default: int) -> int:
+        value = g.get(f"{arch}.{key}")
+        if isinstance(value, list):
+            value = value[0] if value else None
+        return value if isinstance(value, int) else default
+
+    n_heads = first("attention.head_count", 0)
+    n_kv = first("attention.head_count_kv", n_heads)
+    return Facts(arch, first("block_count", 0), n_heads, n_kv, weighted)
+
+
 def _plan(
-    g: _core.GGUF, want: DType, out: QuantizeResult, *, pure: bool, allow_requantize: bool
+    g: _core.GGUF,
+    want: Recipe,
+    facts: Facts,
+    weights: Mapping[str, F32Array],
+    out: QuantizeResult,
+    *,
+    pure: bool,
+    allow_requantize: bool,
 ) -> list[_Job]:
     tensors = g.tensors()
-    names = {t[0] for t in tensors}
-    head = "output.weight" if "output.weight" in names else "token_embd.weight"
-    policy = Policy(want, str(g.get("general.architecture")), head, pure)
+    choices = choose_types(((t[0], t[3]) for t in tensors), want, facts, pure=pure)
     jobs = []
     for i, (name, number, _, dims, _, n_bytes, _) in enumerate(tensors):
         have = dtype(number)
-        to = choose_type(name, dims, policy)
+        to = choices[name].got
         if kept_f32(name, len(dims)) and have.name not in PLAIN:
             to = have  # quantised by whoever made the file: nothing to gain by unpacking it
         if to != have and have.name not in PLAIN and not allow_requantize:
@@ -345,9 +327,12 @@ def _plan(
                 f"tensor {name!r}: is {have.name} already, want f32, f16 or bf16 "
                 "(allow_requantize=True accepts the added error)"
             )
-        if to.name == "f16" and want.name != "f16" and dims[0] % want.block_values:
-            out.fallbacks.append(Fallback(name, dims[0], want.name, to.name))
-        jobs.append(_Job(i, name, have, to, tuple(dims)))
+        if to != choices[name].wanted and to == choices[name].got:
+            out.fallbacks.append(Fallback(name, dims[0], choices[name].wanted.name, to.name))
+        w = weights.get(name)
+        if facts.weighted and w is None and to != have and to.name not in _UNWEIGHTED:
+            out.unweighted.append(name)
+        jobs.append(_Job(i, name, have, to, tuple(dims), w))
         values = prod(dims)
         out.before.setdefault(have.name, TypeTotal()).add(values, n_bytes)
         new_bytes = to.row_bytes(dims[0]) * prod(dims[1:])
@@ -355,9 +340,9 @@ def _plan(
     return jobs
 
 
-def file_kv(want: DType, types: Sequence[DType]) -> list[tuple[str, str, int]]:
+def file_kv(want: Recipe, types: Sequence[DType]) -> list[tuple[str, str, int]]:
     """The metadata that says what a file of type ``want`` holding ``types`` is."""
-    kv = [("general.file_type", "u32", FILE_TYPES[want.name])]
+    kv = [("general.file_type", "u32", want.file_type)]
     if any(t.name not in PLAIN for t in types):
         kv.append(("general.quantization_version", "u32", QUANTIZATION_VERSION))
     return kv
@@ -368,11 +353,11 @@ def _first_part(path: Path) -> Path:
     return path.with_name(re.sub(r"-\d{5}-of-(\d{5})\.gguf$", r"-00001-of-\1.gguf", path.name))
 
 
-def _copy_kv(src: Path, w: GGUFWriter, want: DType, types: Sequence[DType]) -> None:
+def _copy_kv(src: Path, w: GGUFWriter, want: Recipe, types: Sequence[DType]) -> None:
     ours = file_kv(want, types)
     drop = {"general.file_type", "general.quantization_version", "general.alignment"}
     for key, packed in read_raw_kv(_first_part(src)):
-        if key not in drop and not key.startswith("split."):
+        if key not in drop and not key.startswith(("split.", "quantize.imatrix.")):
             w.add_raw_kv(key, packed)
     for key, kind, value in ours:
         w.add_kv(key, kind, value)
@@ -394,4 +379,4 @@ def _convert_tensor(g: _core.GGUF, j: _Job, pipe: RowPipeline) -> None:
         _core.dequantize(j.src.number, raw, n * k, x)
         return x
 
-    pipe.encode(j.name, j.dst, n_rows, k, rows)
+    pipe.encode(j.name, j.dst, n_rows, k, rows, weights=j.weights)

@@ -366,6 +366,13 @@ static double quant_error(int type) {
     case RVK_Q4_0: return 1.0 / 8 + 0x1p-10; /* the level at the other end is missing */
     case RVK_Q5_0: return 1.0 / 16 + 0x1p-10;
     case RVK_Q4_1: return 1.0 / 15 + 0x1p-9; /* half a step of a range twice as wide */
+    case RVK_Q2_K: return 0.7;               /* a search clips some values to serve the others */
+    case RVK_Q3_K: return 0.45;
+    case RVK_Q4_K:
+    case RVK_IQ4_NL:
+    case RVK_IQ4_XS: return 0.25;
+    case RVK_Q5_K:
+    case RVK_Q6_K: return 0.1;
     default: return 1.0 / 31 + 0x1p-9;
     }
 }
@@ -395,7 +402,37 @@ static void quant_then_dequant(void) {
         }
         guard_free(&g);
     }
-    CHECK(rvk.quant[RVK_Q4_0] && rvk.quant[RVK_Q8_0] && rvk.quant[RVK_F16] && !rvk.quant[RVK_Q4_K]);
+    CHECK(rvk.quant[RVK_Q4_0] && rvk.quant[RVK_Q8_0] && rvk.quant[RVK_F16] && rvk.quant[RVK_Q4_K]);
+}
+
+/* Weighted: nothing beyond the ends is read or written, and the portable code's bits everywhere. */
+static void quant_weighted(void) {
+    enum { K = 512 };
+    uint64_t rng = 11;
+    int n_types = 0;
+    for (int type = 0; type < RVK_N_TYPES; type++) {
+        if (!rvk.quant_w[type]) continue;
+        n_types++;
+        const size_t bytes = rvk_row_bytes(type, K);
+        guarded g = guard_new(bytes), gx = guard_new(K * sizeof(float)),
+                gw = guard_new(K * sizeof(float));
+        float *x = (float *)(void *)(gx.end - K * sizeof(float));
+        float *w = (float *)(void *)(gw.end - K * sizeof(float));
+        uint8_t *p = g.end - bytes, first[K * sizeof(float)];
+        for (size_t i = 0; i < K; i++) x[i] = rv_test_uniform(&rng);
+        for (size_t i = 0; i < K; i++) w[i] = fabsf(rv_test_uniform(&rng));
+        const unsigned masks[] = {0, RVK_AVX2, RVK_AVX2 | RVK_AVX512, RVK_ALL};
+        for (size_t m = 0; m < 4; m++) {
+            rvk_init(masks[m]);
+            rvk.quant_w[type](p, x, w, K);
+            if (m == 0) memcpy(first, p, bytes);
+            CHECK(memcmp(first, p, bytes) == 0);
+        }
+        guard_free(&g);
+        guard_free(&gx);
+        guard_free(&gw);
+    }
+    CHECK(n_types == 11 && !rvk.quant_w[RVK_Q8_0] && !rvk.quant_w[RVK_F16]);
 }
 
 static void dtype_sizes(void) {
@@ -413,6 +450,7 @@ const rv_test tests_kernels[] = {
     {"kernels_dtype_sizes", dtype_sizes},
     {"kernels_halves_round_to_nearest_even", halves_round_to_nearest_even},
     {"kernels_quant_then_dequant", quant_then_dequant},
+    {"kernels_quant_weighted", quant_weighted},
     {"kernels_act_pack_same_bits_everywhere", act_pack_same_bits_everywhere},
     {"kernels_mul_all_types", mul_all_types},
     {"kernels_mul_of_nothing", mul_of_nothing},

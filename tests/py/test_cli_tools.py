@@ -205,13 +205,31 @@ def test_quantize(tmp_path: Path) -> None:
                "--allow-requantize", "--threads", "1")  # fmt: skip
     got = json.loads(ran.out)
     assert list(got) == [
-        "src", "src_bytes", "dst", "type", "dst_bytes", "seconds", "types", "fallbacks"
+        "src", "src_bytes", "bits_per_value", "unweighted", "dst", "type", "dst_bytes", "seconds",
+        "types", "fallbacks",
     ]  # fmt: skip
     assert got["type"] == "q4_0" and set(got["types"]) == {"q4_0", "f32"}
     assert got["dst_bytes"] == (tmp_path / "r.gguf").stat().st_size
     ran = here("quantize", MODEL, dst, "--type", "q8_0")  # rows of 112
     assert "are f16: rows of 112, 304 are not whole blocks of q8_0" in ran.err
     assert here("quantize", MODEL, MODEL, "--type", "f16").code == 1
+
+
+def test_quantize_a_mix_with_weights(tmp_path: Path) -> None:
+    src = GOLDEN / "models" / "llama-d256-bf16.gguf"
+    np.savez(tmp_path / "w.npz", **{"blk.0.attn_q.weight": np.ones(256, np.float32)})
+    ran = here("quantize", src, tmp_path / "q.gguf", "--type", "Q4_K_M", "--imatrix",
+               tmp_path / "w.npz", "--json")  # fmt: skip
+    got = json.loads(ran.out)
+    assert ran.code == 0 and set(got["types"]) == {"q4_k", "q6_k", "q5_0", "q8_0", "f32"}
+    assert "are q5_0: rows of 128 are not whole blocks of q4_k" in ran.err
+    assert "the imatrix says nothing about " in ran.err and " more" in ran.err
+    assert 4.5 < got["bits_per_value"] < 6 and "blk.1.attn_k.weight" in got["unweighted"]
+    assert here("run", tmp_path / "q.gguf", "hello", "--max-tokens", "4").code == 0
+    ran = here("quantize", src, tmp_path / "r.gguf", "--type", "q4_k", "--imatrix", "no.npz")
+    assert ran.code == 1 and "no.npz" in ran.error
+    ran = here("quantize", MODEL, tmp_path / "s.gguf", "--type", "q4_k_m")  # rows of 112
+    assert "are f16: rows of 112, 304 are not whole blocks of q4_k" in ran.err
 
 
 def test_convert(tmp_path: Path) -> None:

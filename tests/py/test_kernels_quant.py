@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
-from ruvllm import ArgumentError, UnsupportedError, _core
+from ruvllm import ArgumentError, _core
 
 DTYPES = _core.dtypes()
 WRITABLE = ["f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
@@ -82,8 +82,6 @@ def test_quantize_refuses_what_half_precision_cannot_hold(name: str, most: float
 
 def test_quantize_refuses_types_and_sizes() -> None:
     x, out = np.zeros(256, np.float32), np.zeros(1024, np.uint8)
-    with pytest.raises(UnsupportedError, match="found q4_k, want"):
-        _core.quantize(DTYPES["q4_k"][0], x, 256, out[:144])
     for number in (-1, 4, 31, 1000):
         with pytest.raises(ArgumentError, match=f"tensor type {number}"):
             _core.quantize(number, x, 256, out)
