@@ -41,6 +41,8 @@ def plot(path: Path, ratios: Ratios, peer: str) -> None:
             _panel(axes[i][j], _of(panel, ratios, n))
             suffix = f", {n} thread{'s' * (n > 1)}"
             axes[i][j].set_title(_title(panel) + suffix, fontsize=10, loc="left", color=INK)
+        highest = max(max(min(ratio, MOST), goal) for *_, ratio, goal in _of(panel, ratios))
+        axes[i][0].set_ylim(0, 1.15 * max(1.2, highest))  # of the row: the axis is shared
         axes[i][0].set_ylabel("times llama.cpp", fontsize=9, color=INK)
     figure.suptitle(
         f"ruvllm against llama.cpp: same file, same threads, same run ({peer})",
@@ -91,7 +93,6 @@ def _panel(axes: Any, bars: list[tuple[str, str, float, float]]) -> None:
     axes.axhline(1, color="#777777", lw=0.8, ls=(0, (4, 3)), zorder=1)
     axes.set_xticks(range(len(shapes)), shapes, fontsize=9, color=INK)
     axes.set_xlim(-0.6, max(len(shapes), 1) - 0.4)
-    axes.set_ylim(0, 1.15 * max([1.2, *(max(min(r, MOST), g) for *_, r, g in bars)]))
     axes.tick_params(axis="y", labelsize=8, colors=INK)
     axes.tick_params(axis="both", length=0)
     axes.grid(axis="y", color="#e6e6e6", lw=0.6, zorder=0)
