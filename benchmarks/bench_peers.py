@@ -9,7 +9,8 @@ figures are medians.  A figure is ours; its ratio is ours / llama.cpp's.
 
 What --only names: cells (decode and prefill of every shape, type and thread count), rows (4, 16 and
 64 tokens at once), depth (decode after 4096 tokens), embed (all-MiniLM-L6-v2), load (to the first
-token), spin (another process spins on one core).
+token), spin (another process spins on one core), crate (with --crate PROGRAM, built in peer_crate/:
+the generator of the Rust crate ruvllm, for the shapes it knows).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from ruvllm.engine.quantize import quantize
 
 SHAPES = "lfm2-350m,lfm2-1.2b,llama-1b,qwen3-0.6b"
 TYPES = "q4_0,q4_k_m,q8_0,f16"
-PARTS = "cells,rows,depth,embed,load,spin"
+PARTS = "cells,rows,depth,embed,load,spin,crate"
 VOCAB = Path(__file__).parents[1] / "tests/golden/vocab/ggml-vocab-gpt-2.gguf"
 ROWS = (4, 16, 64)
 BAND = 512 << 20  # bytes of one measurement of the read bandwidth
@@ -59,14 +60,20 @@ class Bench:
     ratios: dict[tuple[str, str, str, int], float] = field(default_factory=dict)
 
     def rate(
-        self, name: str, amount: float, times: list[list[float]], unit: str, goal: float | None
+        self,
+        name: str,
+        amount: float,
+        times: list[list[float]],
+        unit: str,
+        goal: float | None,
+        peer: str | None = None,
     ) -> float:
         """A figure amount / seconds with its ratio; gives the rate. times: ours, the peer's."""
         ours, theirs = (amount / median(t) for t in times)
         ratio = ours / theirs
         self.figures.append(
             Figure(
-                name, ours, unit, self.peer, ratio,
+                name, ours, unit, peer or self.peer, ratio,
                 None if goal is None else f">= {goal:.2f} x",
                 None if goal is None else ratio >= goal,
             )
@@ -348,6 +355,35 @@ def spin(b: Bench) -> None:
     b.figures.append(Figure(f"{name} / our 1 thread alone: llama.cpp", share, "x"))
 
 
+def crate(b: Bench) -> None:
+    """Decode and prefill against the Rust crate, which reads llama and qwen3 only."""
+    a = b.args
+    if a.crate is None:
+        return
+    for shape, type, path in every_file(b, a.types):
+        if random_model.SHAPES[shape].arch not in ("llama", "qwen3"):
+            continue
+        for n in a.threads:
+            name = f"{shape} {type} {n} thread{'s' * (n > 1)}"
+            env = {"RAYON_NUM_THREADS": str(n)}
+            with Worker("peer_ruvllm.py") as ours, Worker(a.crate, None, env=env) as theirs:
+                try:
+                    for w in (ours, theirs):
+                        w.ask("open", str(path), n, "f16", a.pp + 8)
+                    tg, pp = (
+                        rounds_of(
+                            b, a.rounds, *(lambda w=w, k=k: w.ask(*k) for w in (ours, theirs))
+                        )
+                        for k in (("tg", a.tg // 4), ("pp", a.pp))
+                    )
+                except WorkerError as e:
+                    print(f"peers: {name} is left out: {e}", file=sys.stderr)
+                    continue
+                peer = f"crate ruvllm {theirs.about['version']}"
+            b.rate(f"{name}: decode", a.tg // 4, tg, "tok/s", None, peer)
+            b.rate(f"{name}: prefill", a.pp, pp, "tok/s", None, peer)
+
+
 # ---- the whole ----
 
 
@@ -363,6 +399,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--models", type=Path, metavar="DIR", help="keep the generated files here")
     p.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of the ratios")
     p.add_argument("--mask", type=int, default=15, help="instruction sets of ours, see rvk.h")
+    p.add_argument("--crate", metavar="PROGRAM", help="built from peer_crate/")
     p.add_argument("--peer-python", default=sys.executable, help="Python that has llama_cpp")
     a = p.parse_args()
     a.shapes = a.shapes or (["llama-100m"] if a.quick else SHAPES.split(","))

@@ -28,19 +28,25 @@ class Worker:
     running: ClassVar[list[Worker]] = []
 
     def __init__(
-        self, script: str, python: str = sys.executable, cpus: Iterable[int] | None = None
+        self,
+        script: str,
+        python: str | None = sys.executable,
+        cpus: Iterable[int] | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        """script: beside this file.  cpus: those it may use; None: those of this process.
+        """script: beside this file, or without a Python a program.  env: more variables.
 
+        cpus: those it may use; None: those of this process.
         Raises WorkerError when it does not start.
         """
-        self.name = script
+        self.name = Path(script).name
+        command = [script] if python is None else [python, str(Path(__file__).with_name(script))]
         self._process = subprocess.Popen(
-            [python, str(Path(__file__).with_name(script))],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"WORKER_CPUS": ",".join(map(str, cpus or ()))},
+            env=os.environ | {"WORKER_CPUS": ",".join(map(str, cpus or ()))} | dict(env or {}),
         )
         self.running.append(self)
         try:
