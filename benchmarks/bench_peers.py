@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import itertools
 import math
 import os
@@ -233,7 +234,7 @@ def rows(b: Bench) -> None:
 def depth(b: Bench) -> None:
     """Decode after many tokens.  The sequence goes on from round to round, in both engines."""
     a = b.args
-    room = a.depth + 8 * (a.rounds + 1) + 8
+    room = a.depth + 8 * (3 * a.rounds + 1)  # rounds may be done again
     for shape, type, path in every_file(b, a.types[:1]):
         for kv in a.kv:
             for n in a.threads:
@@ -414,6 +415,8 @@ def arguments() -> argparse.Namespace:
     ):
         if wrong := [x for x in given if x not in known]:
             p.error(f"--{what}: found {wrong[0]}, want {', '.join(known)}")
+    if a.plot and importlib.util.find_spec("matplotlib") is None:
+        p.error("--plot: pip install matplotlib")
     if min(a.threads) < 1 or a.rounds < 1:
         p.error("--threads, --rounds: want at least 1")
     return a
@@ -430,17 +433,24 @@ def main() -> None:
     print(f"llama.cpp: {about['system']}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as tmp:
         b = Bench(a, a.models or Path(tmp), f"llama-cpp-python {about['version']}")
-        for part in a.only:
-            print(f"{part}:", file=sys.stderr)
-            globals()[part](b)
+        try:
+            for part in a.only:
+                print(f"{part}:", file=sys.stderr)
+                globals()[part](b)
+        finally:  # what there is, if it did not come to the end
+            finish(b)
+
+
+def finish(b: Bench) -> None:
+    """Print, write and draw."""
     worst = max(b.disturbed, default=0.0)
     name = "most that other processes had while we measured"
     b.goal(name, worst, "cores", f"<= {QUIET}", worst <= QUIET)
-    report(a, b.figures)
-    if a.plot:
+    report(b.args, b.figures)
+    if b.args.plot:
         from peer_plot import plot
 
-        plot(a.plot, b.ratios, b.peer)
+        plot(b.args.plot, b.ratios, b.peer)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ re-packed at load) but the sizes and threads asked for.  Batches are filled befo
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 from typing import Any
 
@@ -155,7 +156,10 @@ class Engine:
 
 
 if __name__ == "__main__":
-    e = Engine()
+    try:
+        e = Engine()
+    except ModuleNotFoundError as missing:
+        sys.exit(f"{sys.executable}: {missing}")
     names = (
         "about",
         "open",

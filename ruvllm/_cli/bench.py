@@ -34,7 +34,7 @@ def bench(
     word: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="A GGUF file. Default: the bundled model.",
             show_default=False,
         ),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_run import MODEL, away, here
+from cli_run import MODEL, away, here, start
 
 import ruvllm
 from ruvllm import _core
@@ -220,3 +221,25 @@ def test_tune_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_bench_in_a_process_of_its_own(home: Path) -> None:
     ran = away(home, "bench", *SHORT, "-j", "1")
     assert ran.code == 0 and ran.err == "" and "pp8" in ran.out
+
+
+def test_ctrl_c_ends_it(home: Path) -> None:
+    code = """
+import sys, time
+from ruvllm.engine import _bench
+slow = _bench._seconds
+
+def told(*args):
+    print("started", file=sys.stderr, flush=True)
+    time.sleep(0.05)
+    return slow(*args)
+
+_bench._seconds = told
+from ruvllm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    process = start(home, "bench", "-r", "10000", code=code)
+    assert process.stderr is not None and process.stderr.readline() == b"started\n"
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == b""
