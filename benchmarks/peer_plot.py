@@ -44,9 +44,11 @@ def plot(path: Path, ratios: Ratios, peer: str) -> None:
         highest = max(max(min(ratio, MOST), goal) for *_, ratio, goal in _of(panel, ratios))
         axes[i][0].set_ylim(0, 1.15 * max(1.2, highest))  # of the row: the axis is shared
         axes[i][0].set_ylabel("times llama.cpp", fontsize=9, color=INK)
+    wide = len(threads) > 1
+    about = f"same file and threads, one run ({peer})"
     figure.suptitle(
-        f"ruvllm against llama.cpp: same file, same threads, same run ({peer})",
-        fontsize=12, color=INK, ha="left", x=0.01,
+        "ruvllm against llama.cpp" + (": " if wide else "\n") + about,
+        fontsize=12 if wide else 10, color=INK, ha="left", x=0.01,
     )  # fmt: skip
     figure.get_layout_engine().set(h_pad=0.09, w_pad=0.06)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def _panel(axes: Any, bars: list[tuple[str, str, float, float]]) -> None:
     """Bars grouped by shape, coloured by label; a red tick on each bar's place is its goal."""
     shapes = list(dict.fromkeys(b[0] for b in bars))
     labels = list(dict.fromkeys(b[1] for b in bars))
-    width = 0.84 / max(len(labels), 1)
+    width = min(0.84 / len(labels), 0.28)
     for shape, label, ratio, goal in bars:
         k = labels.index(label)
         x = shapes.index(shape) + (k - (len(labels) - 1) / 2) * width
