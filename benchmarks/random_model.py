@@ -11,12 +11,14 @@ import dataclasses
 import math
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ruvllm.engine._gguf_writer import GGUFWriter, read_raw_kv
+from ruvllm import _core
+from ruvllm.engine._gguf_writer import GGUFWriter
 from ruvllm.engine.quantize import quantize
 
 
@@ -40,7 +42,9 @@ SHAPES = {
     "tiny": Shape("llama", 2, 64, 4, 2, 128, 512, 512, head_dim=16),
     "llama-350m": Shape("llama", 24, 1024, 16, 8, 2816, 65536, 32768),
     "llama-1b": Shape("llama", 16, 2048, 32, 8, 8192, 128256, 131072),
+    "llama-100m": Shape("llama", 8, 768, 12, 4, 2048, 50304, 8192),
     "lfm2-350m": Shape("lfm2", 16, 1024, 16, 8, 4608, 65536, 128000, attn_layers=_LFM2_ATTN),
+    "lfm2-1.2b": Shape("lfm2", 16, 2048, 32, 8, 8192, 65536, 128000, attn_layers=_LFM2_ATTN),
     "llama-1gb": Shape("llama", 4, 2048, 32, 8, 8192, 128256, 131072),
     "qwen3-0.6b": Shape("qwen3", 28, 1024, 16, 8, 3072, 151936, 40960, head_dim=128),
 }
@@ -76,6 +80,22 @@ def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...], float]]:
         yield mat(b + "ffn_down", e, s.ff)
 
 
+def tokenizer_of(vocab: Path, n: int) -> Iterator[tuple[str, str, Any]]:
+    """The tokenizer keys of a GGUF, its vocabulary filled up with unused tokens, or cut, to n."""
+    keys = {k: (t, v) for k, t, v in _core.gguf_open(str(vocab)).kv(-1) if "tokenizer." in k}
+    known = set(keys["tokenizer.ggml.tokens"][1][:n])
+    fill: dict[str, Callable[[list[Any]], list[Any]]] = {
+        "tokens": lambda v: v[:n] + [f"[unused {i}]" for i in range(len(v), n)],
+        "token_type": lambda v: v[:n] + [5] * (n - len(v)),
+        "scores": lambda v: v[:n] + [0.0] * (n - len(v)),
+        "merges": lambda v: [m for m in v if known >= {*m.split(" "), m.replace(" ", "")}],
+    }
+    for key, (type, value) in keys.items():
+        change = fill.get(key.rpartition(".")[2])
+        if not key.endswith("_token_id") or value < n:
+            yield key, type, value if change is None else change(value)
+
+
 def write(path: Path, s: Shape, seed: int, vocab: Path | None = None) -> None:
     """An F16 file (vectors F32); vocab: a GGUF whose tokenizer it gets, else it has none."""
     with GGUFWriter(path) as w:
@@ -96,9 +116,9 @@ def write(path: Path, s: Shape, seed: int, vocab: Path | None = None) -> None:
             w.add_kv(f"{a}.attention.head_count_kv", "u32", s.kv_heads)
             w.add_kv(f"{a}.attention.key_length", "u32", s.head_dim)
             w.add_kv(f"{a}.attention.value_length", "u32", s.head_dim)
-        for key, packed in read_raw_kv(vocab) if vocab else []:
-            if key.startswith("tokenizer."):
-                w.add_raw_kv(key, packed)
+            w.add_kv(f"{a}.rope.dimension_count", "u32", s.head_dim)
+        for key, type, value in tokenizer_of(vocab, s.vocab) if vocab else ():
+            w.add_kv(key, type, value)
         every = list(tensors(s))
         half = {n: len(shape) == 2 and "conv.weight" not in n for n, shape, _ in every}
         for name, shape, _ in every:

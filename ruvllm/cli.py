@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ruvllm._cli import chat, doctor, files, run, terminal, text, witness
+from ruvllm._cli import bench, chat, doctor, files, run, terminal, text, witness
 from ruvllm._cli.options import ClickError
 
 
@@ -135,6 +135,7 @@ for _command in (
     files.inspect,
     files.convert,
     files.quantize,
+    bench.bench,
     doctor.doctor,
 ):
     app.command()(_command)

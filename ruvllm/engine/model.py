@@ -20,6 +20,7 @@ from ruvllm._errors import ArgumentError, StateError, UnsupportedError
 from ruvllm.engine._generate import Constraint, Generation
 from ruvllm.engine._params import SamplingParams
 from ruvllm.engine._record import Recorder
+from ruvllm.engine._tune import tuned_threads
 from ruvllm.engine.results import Chunk, GenerationResult
 from ruvllm.engine.tokenizer import Tokenizer, need_tokenizer
 from ruvllm.memory.witness import WitnessLog
@@ -75,11 +76,12 @@ class Model:
     """A GGUF model.
 
     path: a GGUF v2/v3 file (of a split model, any part); None: the bundled one.
-    n_threads: 1 .. 256; None: one per physical core.  n_ctx: most tokens of one request, 1 .. the
-    trained context, which is the default; memory grows with use.  n_batch: tokens per prefill
-    chunk, 1 .. 4096; None: 128; never changes a result.  kv_type: "f16", "f32", or "auto": as
-    precise as the weights.  prefault: read the whole file now instead of on first use; progress is
-    then called with 0..1.  chat_template: Jinja source to use instead of the file's.
+    n_threads: 1 .. 256; None: what ``ruvllm bench --tune`` found best for this model here, else one
+    per physical core.  n_ctx: most tokens of one request, 1 .. the trained context, which is the
+    default; memory grows with use.  n_batch: tokens per prefill chunk, 1 .. 4096; None: 128; never
+    changes a result.  kv_type: "f16", "f32", or "auto": as precise as the weights.  prefault: read
+    the whole file now instead of on first use; progress is then called with 0..1.
+    chat_template: Jinja source to use instead of the file's.
     witness: True records every request in the default log, a WitnessLog in that one, False nowhere.
 
     Raises NotFoundError, FormatError or UnsupportedError for the file, ArgumentError for the rest.
@@ -104,8 +106,9 @@ class Model:
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ArgumentError(f"{name}: is {value!r}, want an integer of at least 1")
         self.path = os.fspath(path) if path is not None else bundled_model()
+        threads = n_threads or tuned_threads(self.path) or 0
         self._core: _core.Model | None = _core.model_open(
-            self.path, n_threads or 0, _KV_TYPES[kv_type], n_batch or 0, prefault, progress
+            self.path, threads, _KV_TYPES[kv_type], n_batch or 0, prefault, progress
         )
         fields = self._core.info()
         names = {number: name for name, (number, _, _) in _core.dtypes().items()}

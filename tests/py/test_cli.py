@@ -24,6 +24,7 @@ COMMANDS = [
     "inspect",
     "convert",
     "quantize",
+    "bench",
     "doctor",
     "witness",
 ]

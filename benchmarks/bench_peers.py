@@ -1,0 +1,457 @@
+"""Is ruvllm ahead of llama.cpp on the same file with the same threads?
+
+Models are made in the shapes of real ones by our own writer and quantiser (random weights: the same
+arithmetic and bytes).  Each engine runs in a process of its own; rounds alternate between them and
+figures are medians.  A figure is ours; its ratio is ours / llama.cpp's.
+
+    pip install --group peers          # llama-cpp-python, matplotlib; or --peer-python PYTHON
+    python benchmarks/bench_peers.py --models DIR --json FILE --plot FILE.png
+
+What --only names: cells (decode and prefill of every shape, type and thread count), rows (4, 16 and
+64 tokens at once), depth (decode after 4096 tokens), embed (all-MiniLM-L6-v2), load (to the first
+token), spin (another process spins on one core), crate (with --crate PROGRAM, built in peer_crate/:
+the generator of the Rust crate ruvllm, for the shapes it knows).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import itertools
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import geometric_mean, median
+
+import random_model
+from _common import Figure, options, report
+from bench_decode import bytes_per_token
+from peer_pipe import Worker, WorkerError
+
+import ruvllm
+from ruvllm import _core
+from ruvllm.engine.quantize import quantize
+
+SHAPES = "lfm2-350m,lfm2-1.2b,llama-1b,qwen3-0.6b"
+TYPES = "q4_0,q4_k_m,q8_0,f16"
+PARTS = "cells,rows,depth,embed,load,spin,crate"
+VOCAB = Path(__file__).parents[1] / "tests/golden/vocab/ggml-vocab-gpt-2.gguf"
+ROWS = (4, 16, 64)
+BAND = 512 << 20  # bytes of one measurement of the read bandwidth
+TEXT = 16  # tokens of an embedded text
+QUIET = 0.1  # cores that other processes may use while we measure
+TICKS = 0.04  # seconds: what the kernel's accounts of some processes are off
+
+
+@dataclass
+class Bench:
+    """What all parts need; ratios: (what, shape, type, threads) for the plot."""
+
+    args: argparse.Namespace
+    folder: Path
+    peer: str
+    figures: list[Figure] = field(default_factory=list)
+    disturbed: list[float] = field(default_factory=list)  # cores others had, per measurement
+    ratios: dict[tuple[str, str, str, int], float] = field(default_factory=dict)
+
+    def rate(
+        self,
+        name: str,
+        amount: float,
+        times: list[list[float]],
+        unit: str,
+        goal: float | None,
+        peer: str | None = None,
+    ) -> float:
+        """A figure amount / seconds with its ratio; gives the rate. times: ours, the peer's."""
+        ours, theirs = (amount / median(t) for t in times)
+        ratio = ours / theirs
+        self.figures.append(
+            Figure(
+                name, ours, unit, peer or self.peer, ratio,
+                None if goal is None else f">= {goal:.2f} x",
+                None if goal is None else ratio >= goal,
+            )
+        )  # fmt: skip
+        note(self.figures[-1])
+        return ours
+
+    def goal(self, name: str, value: float, unit: str, goal: str, holds: bool) -> None:
+        self.figures.append(Figure(name, value, unit, goal=goal, holds=holds))
+        note(self.figures[-1])
+
+    def wanted(self, normal: float) -> float:
+        """A goal; with fewer instruction sets than the machine has it is only not to lose."""
+        return normal if self.args.mask == 15 else 1.0
+
+
+def note(f: Figure) -> None:
+    """Progress, on stderr."""
+    ratio = "" if f.ratio is None else f" {f.ratio:.2f} x"
+    print(f"  {f.figure}: {f.value:.4g} {f.unit}{ratio}", file=sys.stderr, flush=True)
+
+
+def cpu_seconds() -> float:
+    """CPU time that processes other than this one's children and itself have had, all cores."""
+    try:
+        ticks = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    except OSError:
+        return 0.0
+    busy = (sum(ticks[:3]) + sum(ticks[5:8])) / os.sysconf("SC_CLK_TCK")  # not idle, not waiting
+    return busy - sum(w.cpu_seconds() for w in Worker.running) - sum(os.times()[:4])
+
+
+def rounds_of(b: Bench, n: int, *calls: Callable[[], float]) -> list[list[float]]:
+    """The values of each call over n rounds; the calls take turns at going first.
+
+    A round in which other processes had more than a tenth of a core is done again, three times as
+    many rounds at most; then the n quietest count.  (What a round gave plays no part.)
+    """
+    rounds: list[tuple[float, float, list[float]]] = []  # CPU of others, wall, values
+    for i in range(n if b.args.quick else 3 * n):
+        values = [0.0] * len(calls)
+        cpu, wall = cpu_seconds(), time.monotonic()
+        for j in list(range(len(calls)))[:: -1 if i % 2 else 1]:
+            values[j] = calls[j]()
+        wall = time.monotonic() - wall
+        rounds.append((max(0.0, cpu_seconds() - cpu - TICKS), wall, values))
+        if sum(cpu <= QUIET * wall for cpu, wall, _ in rounds) >= n:
+            break
+    kept = sorted(rounds, key=lambda r: r[0] / r[1])[:n]
+    b.disturbed.append(sum(r[0] for r in kept) / sum(r[1] for r in kept))
+    return [list(column) for column in zip(*(values for *_, values in kept), strict=True)]
+
+
+@contextlib.contextmanager
+def engines(b: Bench, cpus: list[int] | None = None) -> Iterator[tuple[Worker, Worker]]:
+    """Ours and the peer's, each in a new process."""
+    with (
+        Worker("peer_ruvllm.py", cpus=cpus) as ours,
+        Worker("peer_llama.py", b.args.peer_python, cpus) as theirs,
+    ):
+        if b.args.mask != 15:
+            ours.ask("limit", b.args.mask)
+        yield ours, theirs
+
+
+def model_file(b: Bench, shape: str, type: str) -> Path | None:
+    """The model of a shape in a type, made when it is not there; None when we cannot make it."""
+    path = b.folder / f"{shape}-{type}.gguf"
+    full = b.folder / f"{shape}-f16.gguf"
+    if not full.exists():
+        full.parent.mkdir(parents=True, exist_ok=True)
+        random_model.write(full, random_model.SHAPES[shape], b.args.seed, VOCAB)
+    if not path.exists():
+        try:
+            quantize(full, path, type, pure="_k_" not in type)
+        except ruvllm.UnsupportedError as e:
+            print(f"peers: {shape} {type} is left out: {e}", file=sys.stderr)
+            return None
+    return path
+
+
+def every_file(b: Bench, types: list[str]) -> Iterator[tuple[str, str, Path]]:
+    for shape in b.args.shapes:
+        for type in types:
+            path = model_file(b, shape, type)
+            if path is not None:
+                yield shape, type, path
+
+
+def multiplications(path: Path) -> int:
+    """Multiply-adds of the matrices for one prompt token, the head left out: it runs once."""
+    skip = ("token_embd.weight", "output.weight")
+    tensors = _core.gguf_open(str(path)).tensors()
+    return sum(
+        math.prod(t[3]) for t in tensors if len(t[3]) == 2 and min(t[3]) > 4 and t[0] not in skip
+    )
+
+
+# ---- parts ----
+
+
+def cells(b: Bench) -> None:
+    """Decode and prefill of every cell."""
+    a = b.args
+    for shape, type, path in every_file(b, a.types):
+        for n in a.threads:
+            name = f"{shape} {type} {n} thread{'s' * (n > 1)}"
+            with engines(b) as (ours, theirs):
+                for w in (ours, theirs):
+                    w.ask("open", str(path), n, "f16", a.pp + 8)
+                pp = rounds_of(
+                    b, a.rounds, *(lambda w=w: w.ask("pp", a.pp) for w in (ours, theirs))
+                )
+                *tg, band = rounds_of(
+                    b,
+                    a.rounds,
+                    *(lambda w=w: w.ask("tg", a.tg) for w in (ours, theirs)),
+                    lambda ours=ours, n=n: ours.ask("bandwidth", n, BAND),
+                )
+            rate = b.rate(f"{name}: decode", a.tg, tg, "tok/s", b.wanted(1.10))
+            share = rate * bytes_per_token(path) / median(band)
+            title = f"{name}: share of {median(band) / 1e9:.1f} GB/s read"
+            if n == 2:
+                b.goal(title, share, "", ">= 0.85", share >= 0.85)
+            else:
+                b.figures.append(Figure(title, share, ""))
+            quick = b.wanted(1.2 if type == "f16" else 1.5)
+            rate = b.rate(f"{name}: prefill", a.pp, pp, "tok/s", quick)
+            flops = 2 * multiplications(path) * rate
+            b.figures.append(Figure(f"{name}: prefill, matrices", flops / 1e9, "GFLOP/s"))
+            b.ratios["decode", shape, type, n] = median(tg[1]) / median(tg[0])
+            b.ratios["prefill", shape, type, n] = median(pp[1]) / median(pp[0])
+    prefill = [r for (what, *_), r in b.ratios.items() if what == "prefill"]
+    if prefill and a.mask == 15:
+        mean = geometric_mean(prefill)
+        name = f"geometric mean of {len(prefill)} prefill ratios"
+        b.goal(name, mean, "x", ">= 1.60 x", mean >= 1.6)
+
+
+def rows(b: Bench) -> None:
+    """A few tokens at once, in the first type asked for."""
+    a = b.args
+    for shape, type, path in every_file(b, a.types[:1]):
+        for n in a.threads:
+            with engines(b) as (ours, theirs):
+                for w in (ours, theirs):
+                    w.ask("open", str(path), n, "f16", 256)
+                for k in ROWS:
+                    times = rounds_of(
+                        b, 4 * a.rounds, *(lambda w=w, k=k: w.ask("pp", k) for w in (ours, theirs))
+                    )
+                    name = f"{shape} {type} {n} thread{'s' * (n > 1)}: {k} rows at once"
+                    b.rate(name, k, times, "tok/s", b.wanted(1.5))
+                    b.ratios[f"{k} rows", shape, type, n] = median(times[1]) / median(times[0])
+
+
+def depth(b: Bench) -> None:
+    """Decode after many tokens.  The sequence goes on from round to round, in both engines."""
+    a = b.args
+    room = a.depth + 8 * (3 * a.rounds + 1)  # rounds may be done again
+    for shape, type, path in every_file(b, a.types[:1]):
+        for kv in a.kv:
+            for n in a.threads:
+                with engines(b) as (ours, theirs):
+                    try:
+                        for w in (ours, theirs):
+                            w.ask("open", str(path), n, kv, room)
+                    except WorkerError as e:
+                        print(f"peers: depth with {kv} is left out: {e}", file=sys.stderr)
+                        break
+                    for w in (ours, theirs):
+                        w.ask("pp", a.depth)
+                        w.ask("more", 2)
+                    times = rounds_of(
+                        b, a.rounds, *(lambda w=w: w.ask("more", 8) for w in (ours, theirs))
+                    )
+                name = f"{shape} {type} {n} thread{'s' * (n > 1)}: decode at {a.depth}, {kv} KV"
+                b.rate(name, 8, times, "tok/s", b.wanted(1.2))
+                b.ratios[f"{kv} KV", shape, type, n] = median(times[1]) / median(times[0])
+
+
+def embed(b: Bench) -> None:
+    """One short text, and many."""
+    try:
+        path = ruvllm.minilm_path("q8_0")
+    except ruvllm.RuvllmError as e:
+        print(f"peers: embed is left out: {e}", file=sys.stderr)
+        return
+    texts = 128 if b.args.quick else 512
+    for n in b.args.threads:
+        with engines(b) as (ours, theirs):
+            for w in (ours, theirs):
+                w.ask("open_encoder", str(path), n)
+            one, many = (
+                rounds_of(
+                    b, times, *(lambda w=w, k=k: w.ask("embed", k, TEXT) for w in (ours, theirs))
+                )
+                for k, times in ((1, 101), (texts, b.args.rounds))
+            )
+        name = f"MiniLM q8_0 {n} thread{'s' * (n > 1)}"
+        ms = 1e3 * median(one[0])
+        b.figures.append(
+            Figure(
+                f"{name}: one text of {TEXT} tokens, p50", ms, "ms", b.peer,
+                median(one[0]) / median(one[1]),
+                "<= 1 ms" if n == 1 else None, ms <= 1 if n == 1 else None,
+            )
+        )  # fmt: skip
+        note(b.figures[-1])
+        b.rate(f"{name}: {texts} texts", texts, many, "texts/s", b.wanted(2.0))
+
+
+def load(b: Bench) -> None:
+    """From opening to the first token, each time in a new process."""
+    shape = "llama-1b" if "llama-1b" in b.args.shapes else b.args.shapes[0]
+    path = model_file(b, shape, "q4_0")
+
+    def first(script: str, python: str, n: int, cold: bool) -> float:
+        if cold:
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())
+                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with Worker(script, python) as w:
+            if script == "peer_ruvllm.py" and b.args.mask != 15:
+                w.ask("limit", b.args.mask)
+            return float(w.ask("first", str(path), n))
+
+    states = (False, True) if hasattr(os, "posix_fadvise") and not b.args.quick else (False,)
+    for n, cold in itertools.product(b.args.threads, states):
+        times = rounds_of(
+            b, b.args.rounds,
+            lambda n=n, c=cold: first("peer_ruvllm.py", sys.executable, n, c),
+            lambda n=n, c=cold: first("peer_llama.py", b.args.peer_python, n, c),
+        )  # fmt: skip
+        ratio = median(times[0]) / median(times[1])
+        state = "from the disk" if cold else "from memory"
+        b.figures.append(
+            Figure(
+                f"{shape} q4_0 {n} thread{'s' * (n > 1)}: load to first token, {state}",
+                1e3 * median(times[0]), "ms", b.peer, ratio,
+                None if cold else "<= 0.50 x", None if cold else ratio <= 0.5,
+            )
+        )  # fmt: skip
+        note(b.figures[-1])
+
+
+def spin(b: Bench) -> None:
+    """Two threads while another process spins on one of the two cores."""
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        print("peers: spin is left out: want two CPUs and Linux", file=sys.stderr)
+        return
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    shape = "llama-1b" if "llama-1b" in b.args.shapes else b.args.shapes[0]
+    path = model_file(b, shape, "q4_0")
+    seconds = 0.7 if b.args.quick else 3.0
+    with engines(b, cores) as (ours, theirs), Worker("peer_ruvllm.py", cpus=cores) as alone:
+        for w, n in ((ours, 2), (theirs, 2), (alone, 1)):
+            if n == 1 and b.args.mask != 15:
+                w.ask("limit", b.args.mask)
+            w.ask("open", str(path), n, "f16", 512)
+
+        def beside(w: Worker) -> float:
+            with Worker("peer_spin.py", cpus=cores[1:]) as other:
+                other.ask("spin")
+                return float(w.ask("pace", seconds))
+
+        t = rounds_of(
+            b,
+            b.args.rounds,
+            lambda: beside(ours),
+            lambda: beside(theirs),
+            lambda: float(alone.ask("pace", seconds)),
+        )
+    name = f"{shape} q4_0: 2 threads beside a spinning process"
+    b.rate(f"{name}, decode", 1, t[:2], "tok/s", None)
+    share = median(t[2]) / median(t[0])
+    b.goal(f"{name} / our 1 thread alone", share, "x", ">= 0.90 x", share >= 0.9)
+    share = median(t[2]) / median(t[1])
+    b.figures.append(Figure(f"{name} / our 1 thread alone: llama.cpp", share, "x"))
+
+
+def crate(b: Bench) -> None:
+    """Decode and prefill against the Rust crate, which reads llama and qwen3 only."""
+    a = b.args
+    if a.crate is None:
+        return
+    for shape, type, path in every_file(b, a.types):
+        if random_model.SHAPES[shape].arch not in ("llama", "qwen3"):
+            continue
+        for n in a.threads:
+            name = f"{shape} {type} {n} thread{'s' * (n > 1)}"
+            env = {"RAYON_NUM_THREADS": str(n)}
+            with Worker("peer_ruvllm.py") as ours, Worker(a.crate, None, env=env) as theirs:
+                try:
+                    for w in (ours, theirs):
+                        w.ask("open", str(path), n, "f16", a.pp + 8)
+                    tg, pp = (
+                        rounds_of(
+                            b, a.rounds, *(lambda w=w, k=k: w.ask(*k) for w in (ours, theirs))
+                        )
+                        for k in (("tg", a.tg // 4), ("pp", a.pp))
+                    )
+                except WorkerError as e:
+                    print(f"peers: {name} is left out: {e}", file=sys.stderr)
+                    continue
+                peer = f"crate ruvllm {theirs.about['version']}"
+            b.rate(f"{name}: decode", a.tg // 4, tg, "tok/s", None, peer)
+            b.rate(f"{name}: prefill", a.pp, pp, "tok/s", None, peer)
+
+
+# ---- the whole ----
+
+
+def arguments() -> argparse.Namespace:
+    p = options(__doc__)
+    listed = {"type": lambda text: text.split(","), "metavar": "A,B"}
+    p.add_argument("--shapes", default=None, help=f"default: {SHAPES}", **listed)
+    p.add_argument("--types", default=None, help=f"default: {TYPES}", **listed)
+    p.add_argument("--only", default=PARTS.split(","), help=f"of {PARTS}", **listed)
+    p.add_argument("--kv", default=None, help="of depth; default: f16,q8_0,q4_0", **listed)
+    p.add_argument("--threads", default="1,2", metavar="N,N")
+    p.add_argument("--rounds", type=int)
+    p.add_argument("--models", type=Path, metavar="DIR", help="keep the generated files here")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of the ratios")
+    p.add_argument("--mask", type=int, default=15, help="instruction sets of ours, see rvk.h")
+    p.add_argument("--crate", metavar="PROGRAM", help="built from peer_crate/")
+    p.add_argument("--peer-python", default=sys.executable, help="Python that has llama_cpp")
+    a = p.parse_args()
+    a.shapes = a.shapes or (["llama-100m"] if a.quick else SHAPES.split(","))
+    a.types = a.types or (["q4_0", "f16"] if a.quick else TYPES.split(","))
+    a.kv = a.kv or (["f16"] if a.quick else ["f16", "q8_0", "q4_0"])
+    a.threads = [int(n) for n in a.threads.split(",")]
+    a.rounds = a.rounds or (3 if a.quick else 5)
+    a.pp, a.tg, a.depth = (128, 16, 512) if a.quick else (512, 128, 4096)
+    for what, given, known in (
+        ("shapes", a.shapes, random_model.SHAPES),
+        ("only", a.only, PARTS.split(",")),
+    ):
+        if wrong := [x for x in given if x not in known]:
+            p.error(f"--{what}: found {wrong[0]}, want {', '.join(known)}")
+    if a.plot and importlib.util.find_spec("matplotlib") is None:
+        p.error("--plot: pip install matplotlib")
+    if min(a.threads) < 1 or a.rounds < 1:
+        p.error("--threads, --rounds: want at least 1")
+    return a
+
+
+def main() -> None:
+    a = arguments()
+    try:
+        with Worker("peer_llama.py", a.peer_python) as w:
+            about = w.about
+    except WorkerError:
+        print(f"peers: {a.peer_python} cannot run llama.cpp: pip install --group peers")
+        return
+    print(f"llama.cpp: {about['system']}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as tmp:
+        b = Bench(a, a.models or Path(tmp), f"llama-cpp-python {about['version']}")
+        try:
+            for part in a.only:
+                print(f"{part}:", file=sys.stderr)
+                globals()[part](b)
+        finally:  # what there is, if it did not come to the end
+            finish(b)
+
+
+def finish(b: Bench) -> None:
+    """Print, write and draw."""
+    worst = max(b.disturbed, default=0.0)
+    name = "most that other processes had while we measured"
+    b.goal(name, worst, "cores", f"<= {QUIET}", worst <= QUIET)
+    report(b.args, b.figures)
+    if b.args.plot:
+        from peer_plot import plot
+
+        plot(b.args.plot, b.ratios, b.peer)
+
+
+if __name__ == "__main__":
+    main()

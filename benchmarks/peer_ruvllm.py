@@ -1,0 +1,109 @@
+"""The worker that runs ruvllm; see peer_pipe.py.  peer_llama.py has the same commands."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from peer_pipe import serve
+
+import ruvllm
+from ruvllm import _core
+
+
+class Engine:
+    """One open model and sequence."""
+
+    def about(self) -> dict[str, str]:
+        return {"version": ruvllm.__version__, "system": _core.cpu()["features"]}
+
+    def limit(self, mask: int) -> str:
+        """Instruction sets to use, see rvk.h."""
+        _core.cpu_limit(mask)
+        return _core.cpu()["features"]
+
+    def open(self, path: str, n_threads: int, kv: str, n_ctx: int) -> int:
+        """Open and warm up; gives the size of the vocabulary."""
+        self.start(path, n_threads, kv, n_ctx)
+        self.pp(32)
+        self.tg(2)
+        return self.n_vocab
+
+    def start(self, path: str, n_threads: int, kv: str, n_ctx: int) -> None:
+        kind: Any = kv
+        self.model = ruvllm.Model(path, n_threads=n_threads, kv_type=kind, witness=False)
+        self.core = self.model._open()
+        self.n_vocab = self.model.info.n_vocab
+        self.session = _core.session_new(self.core, n_ctx)
+
+    def first(self, path: str, n_threads: int) -> float:
+        """Seconds from opening to the logits after a prompt of 8; wants a new process."""
+        ids = np.arange(8, dtype=np.int32)
+        t = time.perf_counter()
+        self.start(path, n_threads, "f16", 512)
+        self.session.eval(ids, False, None)
+        return time.perf_counter() - t
+
+    def pp(self, n: int) -> float:
+        """Seconds for a prompt of n tokens."""
+        ids = (np.arange(n, dtype=np.int32) * 31) % self.n_vocab
+        self.session.truncate(0)
+        t = time.perf_counter()
+        self.session.eval(ids, False, None)
+        return time.perf_counter() - t
+
+    def tg(self, n: int) -> float:
+        """Seconds for n single tokens after a prompt of 8."""
+        self.pp(8)
+        return self.more(n)
+
+    def more(self, n: int) -> float:
+        """Seconds for n single tokens where the sequence stands."""
+        t = time.perf_counter()
+        for i in range(n):
+            self.session.eval([(i * 37) % self.n_vocab], False, None)
+        return time.perf_counter() - t
+
+    def pace(self, seconds: float) -> float:
+        """Seconds per token, of tokens that take that long together."""
+        self.pp(8)
+        n, spent = 0, 0.0
+        while spent < seconds:
+            if n % 256 == 255:  # before the context is full
+                self.pp(8)
+            spent += self.more(1)
+            n += 1
+        return spent / n
+
+    def embed(self, n_texts: int, n_tokens: int) -> float:
+        """Seconds to embed texts of n_tokens each."""
+        ids = 1000 + np.arange(n_texts * n_tokens, dtype=np.int32) * 31 % 20000
+        t = time.perf_counter()
+        self.core.embed(ids, [n_tokens] * n_texts, None)
+        return time.perf_counter() - t
+
+    def open_encoder(self, path: str, n_threads: int) -> None:
+        self.core = ruvllm.Model(path, n_threads=n_threads, witness=False)._open()
+        self.embed(2, 16)
+
+    def bandwidth(self, n_threads: int, n_bytes: int) -> float:
+        return _core.read_bandwidth(n_threads, n_bytes)
+
+
+if __name__ == "__main__":
+    e = Engine()
+    names = (
+        "about",
+        "limit",
+        "open",
+        "first",
+        "pp",
+        "tg",
+        "more",
+        "pace",
+        "embed",
+        "open_encoder",
+        "bandwidth",
+    )
+    serve({name: getattr(e, name) for name in names})
