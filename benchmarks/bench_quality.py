@@ -11,7 +11,7 @@ another type is part of the table.
     perplexity             of answers the trained models know, after their prompts
 
 Peer: the golden file of the same model that llama.cpp quantised; ours then has the same types
-tensor by tensor. (Theirs was made from F16, ours from BF16, so that equal q8_0 blocks read 0.96.)
+tensor by tensor. (Theirs was made from F16 and ours from BF16: the same q8_0 method reads 0.96.)
 Last, what weights (an importance matrix) are good for: the error of W x over a random matrix and
 inputs whose columns differ in size, with the columns' mean squares as weights, against without.
 

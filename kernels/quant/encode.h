@@ -279,7 +279,7 @@ static uint8_t enc_iq4_index(uint8_t v) {
 /* ---- blocks of 256 ---- */
 
 static void enc_q2_k(void *dst, const float *x, const float *weights) {
-    const enc_line_format f = {16, 3, 15, 0.1f, -12, 6};
+    const enc_line_format f = {16, 3, 15, 0.15f, -8, 4};
     rvk_q2_k b = {0};
     enc_values v;
     if (enc_load(&v, x, weights, RVK_QKK)) {
@@ -330,7 +330,7 @@ static void enc_q5_k(void *dst, const float *x, const float *weights) {
 }
 
 static void enc_q3_k(void *dst, const float *x, const float *weights) {
-    const fit_levels lv = {-4, 3, 0.1f, 9, false}, codes = {-32, 31, 0.25f, 3, false};
+    const fit_levels lv = {-4, 3, 0.2f, 4, false}, codes = {-32, 31, 0.25f, 3, false};
     rvk_q3_k b = {0};
     enc_values v;
     if (enc_load(&v, x, weights, RVK_QKK)) {
@@ -351,7 +351,7 @@ static void enc_q3_k(void *dst, const float *x, const float *weights) {
 }
 
 static void enc_q6_k(void *dst, const float *x, const float *weights) {
-    const fit_levels lv = {-32, 31, 0.2f, 6, false}, codes = {-128, 127, 0.25f, 1, false};
+    const fit_levels lv = {-32, 31, 0.3f, 3, false}, codes = {-128, 127, 0.25f, 1, false};
     rvk_q6_k b = {0};
     enc_values v;
     if (enc_load(&v, x, weights, RVK_QKK)) {
@@ -427,7 +427,7 @@ static void enc_fifth(uint8_t *qh, const uint8_t *q) {
 }
 
 static void enc_q4_0(void *dst, const float *x, const float *weights) {
-    const fit_levels lv = {-8, 7, 0.1f, 9, false};
+    const fit_levels lv = {-8, 7, 0.2f, 4, false};
     uint8_t q[RVK_QK];
     rvk_q4_0 b;
     b.d = enc_scaled32(q, x, weights, lv);
@@ -436,7 +436,7 @@ static void enc_q4_0(void *dst, const float *x, const float *weights) {
 }
 
 static void enc_q5_0(void *dst, const float *x, const float *weights) {
-    const fit_levels lv = {-16, 15, 0.1f, 9, false};
+    const fit_levels lv = {-16, 15, 0.2f, 4, false};
     uint8_t q[RVK_QK];
     rvk_q5_0 b;
     b.d = enc_scaled32(q, x, weights, lv);

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_convert import folder
 from test_quantize import make, types, values, weights
 
 from ruvllm import _core
 from ruvllm._errors import FormatError, NotFoundError, UnsupportedError
 from ruvllm.engine._gguf_writer import GGUFWriter
 from ruvllm.engine._recipes import FALLBACK, RECIPES, Facts, choose_types, recipe
+from ruvllm.engine.convert import convert
 from ruvllm.engine.quantize import quantize
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -82,6 +84,20 @@ def test_a_mixed_file_holds_the_model(tmp_path: Path, name: str) -> None:
     for tensor in shapes:
         x, y = before[tensor], after[tensor]
         assert np.sqrt(np.mean((x - y) ** 2)) <= most[kinds[tensor]] * x.std(), tensor
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3", "lfm2", "bert"])
+@pytest.mark.parametrize("name", ["q4_k_m", "iq4_nl", "q5_k"])
+def test_convert_chooses_as_quantize_does(tmp_path: Path, arch: str, name: str) -> None:
+    src = folder(tmp_path / "hf", arch)
+    convert(src, tmp_path / "full.gguf", type="f32")
+    ours = convert(src, tmp_path / "a.gguf", type=name)
+    theirs = quantize(tmp_path / "full.gguf", tmp_path / "b.gguf", name)
+    assert types(tmp_path / "a.gguf") == types(tmp_path / "b.gguf")
+    assert sorted(ours.fallbacks, key=str) == sorted(theirs.fallbacks, key=str)
+    assert ours.type == theirs.type == name
+    kind = _core.gguf_open(str(tmp_path / "a.gguf")).get("general.file_type")
+    assert kind == recipe(name).file_type
 
 
 def test_plain_k_types_keep_the_head_at_six_bits(tmp_path: Path) -> None:
