@@ -41,7 +41,8 @@ from ruvllm.engine.quantize import quantize
 SHAPES = "lfm2-350m,lfm2-1.2b,llama-1b,qwen3-0.6b"
 TYPES = "q4_0,q4_k_m,q8_0,f16"
 PARTS = "cells,rows,depth,embed,load,spin,crate"
-VOCAB = Path(__file__).parents[1] / "tests/golden/vocab/ggml-vocab-gpt-2.gguf"
+VOCABS = Path(__file__).parents[1] / "tests/golden/vocab"
+VOCAB_OF = {128256: "llama-bpe", 151936: "qwen2"}  # by size; GPT-2's, filled up, for the others
 ROWS = (4, 16, 64)
 BAND = 512 << 20  # bytes of one measurement of the read bandwidth
 TEXT = 16  # tokens of an embedded text
@@ -146,7 +147,9 @@ def model_file(b: Bench, shape: str, type: str) -> Path | None:
     full = b.folder / f"{shape}-f16.gguf"
     if not full.exists():
         full.parent.mkdir(parents=True, exist_ok=True)
-        random_model.write(full, random_model.SHAPES[shape], b.args.seed, VOCAB)
+        s = random_model.SHAPES[shape]
+        vocab = VOCABS / f"ggml-vocab-{VOCAB_OF.get(s.vocab, 'gpt-2')}.gguf"
+        random_model.write(full, s, b.args.seed, vocab)
     if not path.exists():
         try:
             quantize(full, path, type, pure="_k_" not in type)

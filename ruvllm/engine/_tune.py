@@ -102,7 +102,7 @@ def remember(path: str, measured: Sequence[Measured], about: Mapping[str, Any]) 
     file = tune_path()
     chosen = best(measured)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         entries = _kept(file)
         entries[_key(path)] = {
             "n_threads": chosen.n_threads,
