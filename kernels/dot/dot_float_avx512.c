@@ -88,11 +88,14 @@ RVK_INLINE void tile(load_fn load, part_fn part, const size_t bytes, const int R
     RVK_UNROLL
     for (int c = 0; c < C; c++) {
         const __m128 s = sums4(acc[0][c], acc[1][c], acc[2][c], acc[3][c]);
-        _mm_mask_storeu_ps(y + (size_t)c * ldy, (__mmask8)((1u << R) - 1), s);
+        if (R == 4)
+            _mm_storeu_ps(y + (size_t)c * ldy, s);
+        else
+            y[(size_t)c * ldy] = _mm_cvtss_f32(s);
     }
 }
 
-/* R rows under all columns. */
+/* R rows, 1 or 4, under all columns. */
 RVK_INLINE void rows(load_fn load, part_fn part, const size_t bytes, const int R, float *y,
                      size_t ldy, const uint8_t *w, size_t w_stride, const uint8_t *x,
                      size_t x_stride, size_t n_cols, size_t k) {
