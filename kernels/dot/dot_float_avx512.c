@@ -8,7 +8,8 @@
 
 #include "dot/dot.h"
 
-enum { MAX_C = 6 };
+/* X_BYTES of columns stay in the second cache while a band of rows goes by. */
+enum { MAX_C = 6, BAND = 64, X_BYTES = 384 << 10 };
 
 /* Sixteen weights at p as floats; those that m names, zeros elsewhere. */
 typedef __m512 load_fn(const uint8_t *p);
@@ -110,16 +111,29 @@ RVK_INLINE void rows(load_fn load, part_fn part, const size_t bytes, const int R
 #undef COLUMNS
 }
 
+RVK_INLINE void mul(load_fn load, part_fn part, const size_t bytes, RVK_MUL_ARGS) {
+    const size_t fit = X_BYTES / (k * sizeof(float) + 1) / MAX_C * MAX_C;
+    const size_t n_c = fit ? fit : MAX_C;
+    for (size_t r0 = 0; r0 < n_rows; r0 += BAND) {
+        const size_t end = n_rows - r0 < BAND ? n_rows : r0 + BAND;
+        for (size_t c0 = 0; c0 < n_cols; c0 += n_c) {
+            const size_t n = n_cols - c0 < n_c ? n_cols - c0 : n_c;
+            const uint8_t *xc = (const uint8_t *)x + c0 * x_stride;
+            float *yc = y + c0 * ldy;
+            size_t r = r0;
+            for (; r + 4 <= end; r += 4)
+                rows(load, part, bytes, 4, yc + r, ldy, (const uint8_t *)w + r * w_stride, w_stride,
+                     xc, x_stride, n, k);
+            for (; r < end; r++)
+                rows(load, part, bytes, 1, yc + r, ldy, (const uint8_t *)w + r * w_stride, w_stride,
+                     xc, x_stride, n, k);
+        }
+    }
+}
+
 #define MUL(name, bytes)                                                                           \
     void rvk_mul_##name##_avx512(RVK_MUL_ARGS) {                                                   \
-        const uint8_t *wp = w;                                                                     \
-        size_t r = 0;                                                                              \
-        for (; r + 4 <= n_rows; r += 4)                                                            \
-            rows(load_##name, part_##name, bytes, 4, y + r, ldy, wp + r * w_stride, w_stride, x,   \
-                 x_stride, n_cols, k);                                                             \
-        for (; r < n_rows; r++)                                                                    \
-            rows(load_##name, part_##name, bytes, 1, y + r, ldy, wp + r * w_stride, w_stride, x,   \
-                 x_stride, n_cols, k);                                                             \
+        mul(load_##name, part_##name, bytes, y, ldy, w, w_stride, n_rows, x, x_stride, n_cols, k); \
     }
 
 MUL(f32, 4)
