@@ -158,7 +158,12 @@ typedef struct rvk_table {
      * x_c = x + c * x_stride bytes: k float32, or k packed by act_pack (rvk_dtypes[].act_q8).
      * Integer products inside a block are exact; the float32 error of an element is at most
      * (k / 16 + 16) * 2^-23 * sum |w_i * x_i| with x as packed, where |w_i| of a type with a
-     * minimum (w = s * q - m) is |s * q| + |m|. */
+     * minimum (w = s * q - m) is |s * q| + |m|.
+     * The order of an element's sum belongs to the ISA version and to nothing else: few columns and
+     * many, where other kernels work, give the same bits.  AVX-512 VNNI (quantised): four chains,
+     * each over every fourth block of 32 with one fma per block after the scale, then (0 + 2) + (1
+     * + 3); see dot/vnni.h.  AVX-512 (floats) and AVX2: the lanes of one register along k, added up
+     * at the end.  A multiple of 16 rows and 6 or more columns is the fast shape. */
     void (*mul[RVK_N_TYPES])(float *y, size_t ldy, const void *w, size_t w_stride, size_t n_rows,
                              const void *x, size_t x_stride, size_t n_cols, size_t k);
 

@@ -1,11 +1,12 @@
 /* The dot family's shared shapes: the argument list of rvk_table.mul, the walk over rows and
  * columns in register tiles, and the names of the ISA versions.
  *
- * The idea that keeps the bits independent of n_rows and n_cols: an element has one accumulator of
- * its own, and every tile shape feeds it the same values in the same order.  A tile function is
- * written once, always inlined, with its rows R and columns C as constants; RVK_WALK makes the
- * six shapes from it and covers the matrix with them.  A shape decides only what is shared: the
- * unpacked weights over C columns, the loaded activations over R rows. */
+ * The idea that keeps the bits independent of n_rows and n_cols: an element has its own
+ * accumulator or chain of them, and every shape feeds it the same values in the same order.  A
+ * shape decides only what is shared: the unpacked weights over C columns, the loaded activations
+ * over R rows.  With AVX2 a tile function is written once, always inlined, with its rows R and
+ * columns C as constants, and RVK_WALK makes the six shapes from it and covers the matrix with
+ * them; AVX-512 VNNI has tiles for few columns (vnni.h) and panels for many (panel_vnni.c). */
 #ifndef RVK_DOT_DOT_H
 #define RVK_DOT_DOT_H
 
