@@ -133,7 +133,8 @@ static rv_status make_file(const char *path, rv_err *err) {
     return rv_fail(err, RV_EIO, "%s: cannot create: %s", path, strerror(errno));
 }
 
-/* Whose file, and which schema?  Writes nothing. */
+/* Whose file, and which schema?  Writes nothing.  The caller holds a transaction: between two
+ * separate reads another process may finish making the file. */
 static rv_status inspect(rv_conn *c, int64_t *schema, rv_err *err) {
     int64_t app = 0, n_objects = 0;
     rv_status st = get_int(c, rv_sql_get_application_id, &app, err);
@@ -153,6 +154,14 @@ static rv_status inspect(rv_conn *c, int64_t *schema, rv_err *err) {
         return rv_fail(err, RV_EFORMAT, "%s: schema version %lld, want 1 .. %d", c->path,
                        (long long)*schema, RV_SQL_SCHEMA);
     return RV_OK;
+}
+
+static rv_status inspect_alone(rv_conn *c, int64_t *schema, rv_err *err) {
+    rv_status st = rv_conn_exec(c, rv_sql_begin_read, err);
+    if (st != RV_OK) return st;
+    st = inspect(c, schema, err);
+    rv_status end = rv_conn_exec(c, rv_sql_rollback, st == RV_OK ? err : NULL);
+    return st == RV_OK ? end : st;
 }
 
 static int set_wal(rv_conn *c, char *mode, size_t n) {
@@ -203,7 +212,7 @@ rv_status rv_conn_open_writer(rv_conn *c, const char *path, int busy_ms, rv_err 
         st = open_db(c, path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, busy_ms, err);
     if (st == RV_OK) sqlite3_db_config(c->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
     int64_t schema = 0;
-    if (st == RV_OK) st = inspect(c, &schema, err);
+    if (st == RV_OK) st = inspect_alone(c, &schema, err);
     if (st == RV_OK) st = turn_wal_on(c, busy_ms, err);
     if (st == RV_OK && schema < RV_SQL_SCHEMA) st = migrate(c, err);
     if (st == RV_OK) st = rv_conn_exec(c, rv_sql_writer, err);

@@ -125,6 +125,7 @@ const rv_sql_call rv_sql_writes[RV_WRITE_META + 1] = {
 };
 
 const char rv_sql_begin[] = "BEGIN IMMEDIATE";
+const char rv_sql_begin_read[] = "BEGIN";
 const char rv_sql_commit[] = "COMMIT";
 const char rv_sql_rollback[] = "ROLLBACK";
 const char rv_sql_get_application_id[] = "PRAGMA application_id";

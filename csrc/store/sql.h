@@ -27,7 +27,7 @@ extern const char *const rv_sql_text[RV_SQL_COUNT];
 /* rv_sql_migrations[i] takes schema i to i + 1; run inside one transaction. */
 extern const char *const rv_sql_migrations[RV_SQL_SCHEMA];
 
-extern const char rv_sql_begin[], rv_sql_commit[], rv_sql_rollback[];
+extern const char rv_sql_begin[], rv_sql_begin_read[], rv_sql_commit[], rv_sql_rollback[];
 extern const char rv_sql_get_application_id[], rv_sql_get_schema[], rv_sql_n_objects[];
 extern const char rv_sql_set_application_id[]; /* both run inside the migration's transaction */
 extern const char rv_sql_set_schema[];

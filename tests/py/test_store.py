@@ -296,6 +296,20 @@ def test_kill_9_loses_nothing_that_was_promised(tmp_path: Path) -> None:
     store.close()
 
 
+def test_many_processes_make_one_store_at_once(tmp_path: Path) -> None:
+    script = """
+    import time
+    store.close()
+    for i in range(40):
+        while time.time() < float(sys.argv[2]) + 0.03 * i:
+            pass
+        _core.Store(sys.argv[1] + f"/{i}").close()
+    """
+    at = str(time.time() + 1.0)
+    for child in [start(script, tmp_path, at) for _ in range(3)]:
+        finish(child)
+
+
 def test_two_processes_write_one_store(tmp_path: Path) -> None:
     script = """
         for i in range(300):
