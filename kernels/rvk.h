@@ -119,6 +119,16 @@ size_t rvk_act_bytes(size_t k); /* a multiple of 64 */
 size_t rvk_act_off_d(size_t k);
 size_t rvk_act_off_bsum(size_t k);
 
+/* ---- panels: sixteen rows of a quantised matrix side by side ----
+ * The same bytes in another order, so that a register holds a word of sixteen rows.  A block is cut
+ * into 32-bit words in the order of its bytes; where its size is not a multiple of four, the 16-bit
+ * scale d (first or last in the block) is left out of them and kept apart.  A panel is
+ *   uint32_t words[n_blocks][n_words][16]
+ *   uint16_t d[n_blocks][16]                only where it is kept apart
+ * which takes 16 * rvk_row_bytes(type, k); the panels of a matrix follow one another, the last one
+ * filled up by repeating its last row. */
+enum { RVK_PANEL_ROWS = 16 };
+
 /* ---- CPU features ---- */
 enum {
     RVK_AVX2 = 1,
@@ -160,12 +170,19 @@ typedef struct rvk_table {
      * (k / 16 + 16) * 2^-23 * sum |w_i * x_i| with x as packed, where |w_i| of a type with a
      * minimum (w = s * q - m) is |s * q| + |m|.
      * The order of an element's sum belongs to the ISA version and to nothing else: few columns and
-     * many, where other kernels work, give the same bits.  AVX-512 VNNI (quantised): four chains,
-     * each over every fourth block of 32 with one fma per block after the scale, then (0 + 2) + (1
-     * + 3); see dot/vnni.h.  AVX-512 (floats) and AVX2: the lanes of one register along k, added up
-     * at the end.  A multiple of 16 rows and 6 or more columns is the fast shape. */
+     * many, rows and panels, give the same bits.  AVX-512 VNNI and AVX2 (quantised): four chains,
+     * see dot/panel.h, the same bits in both.  Floats: the lanes of one register along k, added up
+     * at the end. */
     void (*mul[RVK_N_TYPES])(float *y, size_t ldy, const void *w, size_t w_stride, size_t n_rows,
                              const void *x, size_t x_stride, size_t n_cols, size_t k);
+
+    /* The same, bit for bit, with w as panels.  NULL where this build has none: floats, and ISAs
+     * without it. */
+    void (*mul_panels[RVK_N_TYPES])(float *y, size_t ldy, const void *w, size_t n_rows,
+                                    const void *x, size_t x_stride, size_t n_cols, size_t k);
+    /* One panel of n_rows <= 16 rows of k values (n_rows >= 1), any quantised type. */
+    void (*panel_pack)(void *dst, int type, const void *w, size_t w_stride, size_t n_rows,
+                       size_t k);
 
     /* ---- norm ---- */
     /* y = x / sqrt(mean(x^2) + eps) * g.  y may be x.  n >= 1. */

@@ -2,7 +2,7 @@
  * outside, no sharing, no blocking. */
 #include <string.h>
 
-#include "dot/dot.h"
+#include "dot/panel.h"
 #include "quant/unpack.h"
 
 /* Sum over one block of w at p against values i0 .. of the packed column xc. */
@@ -79,6 +79,7 @@ void rvk_init_dot(rvk_table *t, unsigned cpu) {
     (void)cpu;
     RVK_MUL_FLOATS(FILL, ref)
     RVK_MUL_QUANTS(FILL, ref)
+    t->panel_pack = rvk_panel_pack_ref;
 #ifdef RVK_HAVE_avx2
     if (!(cpu & RVK_AVX2)) return;
     RVK_MUL_FLOATS(FILL, avx2)

@@ -5,7 +5,7 @@
 #include "dot/dot.h"
 
 enum {
-    RVK_PANEL_ROWS = 16,
+    
     RVK_PANEL_K = 1024, /* values of a row in a panel: 16 KiB of it stay in the first cache */
     RVK_PANEL_STEPS = RVK_PANEL_K / (4 * RVK_QK),
     RVK_PANEL_MIN_COLS = 6 /* below it unpacking costs more than it saves */
