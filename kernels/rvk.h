@@ -121,13 +121,15 @@ size_t rvk_act_off_bsum(size_t k);
 
 /* ---- panels: sixteen rows of a quantised matrix side by side ----
  * The same bytes in another order, so that a register holds a word of sixteen rows.  A block is cut
- * into 32-bit words in the order of its bytes; where its size is not a multiple of four, the 16-bit
- * scale d (first or last in the block) is left out of them and kept apart.  A panel is
- *   uint32_t words[n_blocks][n_words][16]
- *   uint16_t d[n_blocks][16]                only where it is kept apart
- * which takes 16 * rvk_row_bytes(type, k); the panels of a matrix follow one another, the last one
- * filled up by repeating its last row. */
+ * into 32-bit words; where its size is not a multiple of four, the 16-bit scale d (first or last in
+ * the block) is left out of them.  A panel is a run of units, each four blocks of 32 values (fewer
+ * at the end of a row) or one of 256:
+ *   uint16_t d[blocks][16]               only where it is left out; 128 or 64 bytes, not all used
+ *   uint32_t words[blocks][n_words][16]  in the order in which they are read: rvk_panel_at
+ * The panels of a matrix follow one another, the last one filled up by repeating its last row.
+ * They start on a multiple of 64 bytes. */
 enum { RVK_PANEL_ROWS = 16 };
+size_t rvk_panel_bytes(int type, size_t k); /* a multiple of 64 */
 
 /* ---- CPU features ---- */
 enum {

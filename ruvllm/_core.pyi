@@ -76,12 +76,14 @@ def model_open(
     n_batch: int,
     prefault: bool,
     progress: Callable[[float], object] | None,
+    repack: int = 0,
     /,
 ) -> Model:
     """Open a GGUF model; 0 means the default of n_threads, kv_type and n_batch.
 
     kv_type: 0 as precise as the weights, 1 F16, 2 F32.  progress: called with 0..1 while
-    prefault reads the file; an exception in it ends the opening.
+    prefault reads the file; an exception in it ends the opening.  repack: 0 auto, 1 never,
+    2 always.
     """
 
 @final

@@ -91,6 +91,9 @@ static inline bool rv_add_u64(uint64_t a, uint64_t b, uint64_t *out) {
     return !__builtin_add_overflow(a, b, out);
 }
 
+/* Bytes the system can still give without swapping; UINT64_MAX where it does not say. */
+uint64_t rv_memory_available(void);
+
 /* ---- mapping (map.c) ---- */
 
 typedef struct rv_map {
@@ -103,6 +106,8 @@ rv_status rv_map_open(rv_map *m, const char *path, rv_err *err);
 void rv_map_close(rv_map *m);
 /* Ask the kernel to have n bytes of a mapping in memory soon; only a hint. */
 void rv_map_willneed(const void *p, size_t n);
+/* Let the kernel have back what it keeps of n bytes of a mapping for us; they stay readable. */
+void rv_map_forget(const void *p, size_t n);
 
 /* ---- time (clock.c) ---- */
 

@@ -13,6 +13,10 @@ static rv_status check_opts(const rv_model_opts *o, rv_err *err) {
     if (o->kv_type != RV_KV_AUTO && o->kv_type != RV_KV_F16 && o->kv_type != RV_KV_F32)
         return rv_fail(err, RV_EARG, "kv_type: is %d, want 0 (auto), 1 (f16) or 2 (f32)",
                        (int)o->kv_type);
+    if (o->repack != RV_REPACK_AUTO && o->repack != RV_REPACK_NEVER &&
+        o->repack != RV_REPACK_ALWAYS)
+        return rv_fail(err, RV_EARG, "repack: is %d, want 0 (auto), 1 (never) or 2 (always)",
+                       (int)o->repack);
     return RV_OK;
 }
 
@@ -115,6 +119,8 @@ rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *o
     pthread_mutex_init(&m->lock, NULL);
     st = rv_gguf_open(&m->g, path, err);
     if (st == RV_OK) st = rv_net_new(&m->net, m->g, err);
+    if (st == RV_OK && opts->repack != RV_REPACK_NEVER)
+        st = rv_panels_new(m->net, opts->repack == RV_REPACK_ALWAYS, err);
     if (st == RV_OK) st = open_tok(m, err);
     if (st == RV_OK)
         st = rv_pool_new(&m->pool, opts->n_threads ? opts->n_threads : rv_n_cores(), err);
@@ -151,6 +157,10 @@ void rv_model_free(rv_model **pm) {
 
 const rv_model_info *rv_model_get_info(const rv_model *m) {
     return &m->info;
+}
+
+size_t rv_model_repacked_bytes(const rv_model *m) {
+    return rv_panels_bytes(m->net->panels);
 }
 
 rv_tok *rv_model_tok(const rv_model *m) {

@@ -252,11 +252,20 @@ typedef enum rv_pooling { /* as in <arch>.pooling_type */
                           RV_POOL_LAST = 3,
 } rv_pooling;
 
+/* Quantised weights are held a second time in memory, in the order the kernels read (the file's
+ * pages are given back); results do not change, decoding is faster. */
+typedef enum rv_repack {
+    RV_REPACK_AUTO = 0, /* where it leaves half of the available memory free */
+    RV_REPACK_NEVER = 1,
+    RV_REPACK_ALWAYS = 2
+} rv_repack;
+
 typedef struct rv_model_opts {
     int32_t n_threads; /* 1 .. 256; 0: one per physical core the process may use */
     rv_kv_type kv_type;
     int32_t n_batch; /* tokens per prefill chunk, 1 .. 4096; 0: 128 */
     bool prefault;   /* read the whole file into the page cache while opening */
+    rv_repack repack;
     /* Called from the opening thread with 0..1; a false return cancels.  May be NULL. */
     bool (*progress)(void *ctx, double fraction);
     void *progress_ctx;
@@ -285,6 +294,8 @@ RV_API rv_status rv_model_open(rv_model **out, const char *path, const rv_model_
 RV_API rv_model *rv_model_ref(rv_model *m);
 RV_API void rv_model_free(rv_model **m); /* drops one reference */
 RV_API const rv_model_info *rv_model_get_info(const rv_model *m);
+/* Bytes held by repacked weights so far: all or none of them count. */
+RV_API size_t rv_model_repacked_bytes(const rv_model *m);
 RV_API rv_tok *rv_model_tok(const rv_model *m); /* borrowed; NULL when the file has no vocabulary */
 RV_API const rv_gguf *rv_model_gguf(const rv_model *m); /* borrowed */
 

@@ -176,7 +176,8 @@ rv_status rv_bind_mat(rv_net *net, const char *name, size_t n_out, size_t n_in, 
                     .type = (int)t->type,
                     .n_in = n_in,
                     .n_out = n_out,
-                    .stride = rvk_row_bytes((int)t->type, n_in)};
+                    .stride = rvk_row_bytes((int)t->type, n_in),
+                    .i_panels = -1};
     return RV_OK;
 }
 

@@ -69,6 +69,7 @@ void rv_net_free(rv_net **pnet) {
     for (size_t i = 0; i < net->n_owned; i++) rv_free(net->owned[i]);
     rv_free(net->owned);
     rv_free(net->inv_freq);
+    rv_panels_free(&net->panels);
     rv_free(net->layers);
     rv_free(net->used);
     rv_free(net);

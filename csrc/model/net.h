@@ -15,6 +15,8 @@ typedef struct rv_mat {
     const uint8_t *w;
     int type;
     size_t n_in, n_out, stride; /* stride: bytes per row */
+    int32_t i_panels;           /* -1: never packed */
+    size_t panels_at;           /* bytes into the panels of the net */
 } rv_mat;
 
 typedef struct rv_layer {
@@ -31,6 +33,7 @@ typedef struct rv_layer {
 } rv_layer;
 
 typedef struct rv_net rv_net;
+typedef struct rv_panels rv_panels;
 typedef struct rv_run rv_run;
 
 typedef struct rv_arch {
@@ -53,7 +56,8 @@ struct rv_net {
     rv_layer *layers;
     float **owned; /* widened vectors */
     size_t n_owned, cap_owned;
-    bool *used; /* [tensors of the file] bound to something */
+    bool *used;        /* [tensors of the file] bound to something */
+    rv_panels *panels; /* NULL: products read the rows of the file */
 };
 
 /* Bind the model of an open file.  Errors: see rv_model_open. */
@@ -92,6 +96,18 @@ rv_status rv_bind_attention(rv_net *net, int32_t i, bool biases, bool head_norms
 rv_status rv_bind_rope(rv_net *net, rv_err *err);
 
 extern const rv_arch rv_arch_llama, rv_arch_qwen2, rv_arch_qwen3, rv_arch_lfm2, rv_arch_bert;
+
+/* ---- packed weights (panels.c) ---- */
+
+/* Have the products of net pack their weights; does nothing where no kernel reads panels.  always:
+ * even if less than half of the available memory would stay free. */
+rv_status rv_panels_new(rv_net *net, bool always, rv_err *err);
+void rv_panels_free(rv_panels **s);
+size_t rv_panels_bytes(const rv_panels *s); /* allocated; s may be NULL */
+/* The panels of m, or NULL: multiply its rows.  With *fill set the caller packs them there, whole,
+ * and then calls rv_panels_ready.  many: the pass is long enough to pack at first sight. */
+const uint8_t *rv_panels_get(rv_panels *s, const rv_mat *m, bool many, uint8_t **fill);
+void rv_panels_ready(rv_panels *s, const rv_mat *m);
 
 /* ---- running (run.c) ---- */
 

@@ -83,9 +83,13 @@ rv_status rv_run_reserve(rv_run *r, size_t n, rv_err *err) {
 
 /* ---- matrix products ---- */
 
+enum { MAX_JOBS = 3, PACK_ROWS = 64 };
+
 typedef struct mm_loop {
     const rv_mm *jobs;
-    size_t n_jobs, n, ldx, rows_per_chunk, stride;
+    const uint8_t *panels[MAX_JOBS]; /* or NULL: rows */
+    uint8_t *fill[MAX_JOBS];         /* to be packed on the way, or NULL */
+    size_t n, ldx, rows_per_chunk, stride;
     const float *x;
     uint8_t *packed;
 } mm_loop;
@@ -96,42 +100,71 @@ static void pack_token(void *arg, size_t i, int i_thread) {
     rvk.act_pack(l->packed + i * l->stride, l->x + i * l->ldx, l->jobs[0].m->n_in);
 }
 
+/* Rows row .. row + rows - 1 of a matrix that has panels. */
+static void mul_panels(const mm_loop *l, const rv_mm *j, const uint8_t *panels, size_t row,
+                       size_t rows) {
+    const rv_mat *m = j->m;
+    rvk.mul_panels[m->type](j->y + row, j->ldy,
+                            panels + row / RVK_PANEL_ROWS * rvk_panel_bytes(m->type, m->n_in), rows,
+                            l->packed, l->stride, l->n, m->n_in);
+}
+
 static void mm_chunk(void *arg, size_t i_chunk, int i_thread) {
     (void)i_thread;
     const mm_loop *l = arg;
-    const rv_mm *j = l->jobs;
-    size_t i = i_chunk, n;
-    while (i >= (n = (j->m->n_out + l->rows_per_chunk - 1) / l->rows_per_chunk)) {
+    size_t i_job = 0, i = i_chunk, n;
+    while (i >= (n = (l->jobs[i_job].m->n_out + l->rows_per_chunk - 1) / l->rows_per_chunk)) {
         i -= n;
-        j++;
+        i_job++;
     }
+    const rv_mm *j = &l->jobs[i_job];
     const rv_mat *m = j->m;
-    const size_t row = i * l->rows_per_chunk, rows = RV_MIN(l->rows_per_chunk, m->n_out - row);
-    const bool q8 = rvk_dtypes[m->type].act_q8;
-    rvk.mul[m->type](j->y + row, j->ldy, m->w + row * m->stride, m->stride, rows,
-                     q8 ? (const void *)l->packed : l->x, q8 ? l->stride : l->ldx * 4, l->n,
-                     m->n_in);
+    const size_t row = i * l->rows_per_chunk, end = RV_MIN(row + l->rows_per_chunk, m->n_out);
+    uint8_t *fill = l->fill[i_job];
+    if (l->panels[i_job]) {
+        mul_panels(l, j, l->panels[i_job], row, end - row);
+    } else if (fill) {
+        for (size_t r = row; r < end; r += PACK_ROWS) { /* so few that they are still in a cache */
+            const size_t stop = RV_MIN(r + PACK_ROWS, end);
+            for (size_t k = r; k < stop; k += RVK_PANEL_ROWS)
+                rvk.panel_pack(fill + k / RVK_PANEL_ROWS * rvk_panel_bytes(m->type, m->n_in),
+                               m->type, m->w + k * m->stride, m->stride,
+                               RV_MIN((size_t)RVK_PANEL_ROWS, stop - k), m->n_in);
+            mul_panels(l, j, fill, r, stop - r);
+        }
+    } else {
+        const bool q8 = rvk_dtypes[m->type].act_q8;
+        rvk.mul[m->type](j->y + row, j->ldy, m->w + row * m->stride, m->stride, end - row,
+                         q8 ? (const void *)l->packed : l->x, q8 ? l->stride : l->ldx * 4, l->n,
+                         m->n_in);
+    }
 }
 
+/* A pass of so many tokens packs a matrix at first sight. */
+enum { MANY_TOKENS = 32 };
+
 void rv_run_mm(rv_run *r, const rv_mm *jobs, size_t n_jobs, const float *x, size_t ldx, size_t n) {
-    mm_loop l = {.jobs = jobs, .n_jobs = n_jobs, .n = n, .ldx = ldx, .x = x, .packed = r->packed};
+    mm_loop l = {.jobs = jobs, .n = n, .ldx = ldx, .x = x, .packed = r->packed};
     const size_t threads = (size_t)rv_pool_n_threads(r->pool);
     size_t rows = 0, chunks = 0;
     bool pack = false;
     for (size_t i = 0; i < n_jobs; i++) {
         rows += jobs[i].m->n_out;
         pack |= rvk_dtypes[jobs[i].m->type].act_q8;
+        l.panels[i] = rv_panels_get(r->net->panels, jobs[i].m, n >= MANY_TOKENS, &l.fill[i]);
     }
     if (pack) {
         l.stride = rvk_act_bytes(jobs[0].m->n_in);
         rv_run_tokens(r, n, pack_token, &l);
     }
     /* A few chunks per thread even out a lost core; 16 rows keep a claim cheap beside its work. */
-    l.rows_per_chunk =
-        threads == 1 ? rows : RV_MAX((size_t)16, (rows / (threads * 8) + 15) / 16 * 16);
+    l.rows_per_chunk = threads == 1 ? (rows + 15) / 16 * 16
+                                    : RV_MAX((size_t)16, (rows / (threads * 8) + 15) / 16 * 16);
     for (size_t i = 0; i < n_jobs; i++)
         chunks += (jobs[i].m->n_out + l.rows_per_chunk - 1) / l.rows_per_chunk;
     rv_pool_run(r->pool, chunks, mm_chunk, &l);
+    for (size_t i = 0; i < n_jobs; i++)
+        if (l.fill[i]) rv_panels_ready(r->net->panels, jobs[i].m);
 }
 
 void rv_run_tokens(rv_run *r, size_t n, rv_pool_fn fn, void *arg) {

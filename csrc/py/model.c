@@ -91,19 +91,20 @@ static bool report(void *ctx, double fraction) {
     return !p->failed;
 }
 
-/* model_open(path, n_threads, kv_type, n_batch, prefault, progress) */
+/* model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0) */
 static PyObject *model_open(PyObject *m, PyObject *args) {
     rv_py_state *st = rv_py_state_of_module(m);
     PyObject *path = NULL, *fn;
-    int n_threads, kv_type, n_batch, prefault;
-    if (!PyArg_ParseTuple(args, "O&iiipO:model_open", PyUnicode_FSConverter, &path, &n_threads,
-                          &kv_type, &n_batch, &prefault, &fn))
+    int n_threads, kv_type, n_batch, prefault, repack = 0;
+    if (!PyArg_ParseTuple(args, "O&iiipO|i:model_open", PyUnicode_FSConverter, &path, &n_threads,
+                          &kv_type, &n_batch, &prefault, &fn, &repack))
         return NULL;
     progress p = {fn, false};
     rv_model_opts o = {.n_threads = n_threads,
                        .kv_type = (rv_kv_type)kv_type,
                        .n_batch = n_batch,
                        .prefault = prefault,
+                       .repack = (rv_repack)repack,
                        .progress = fn == Py_None ? NULL : report,
                        .progress_ctx = &p};
     rv_py_model *self =
@@ -236,7 +237,7 @@ static PyType_Spec model_spec = {
 
 static PyMethodDef functions[] = {
     {"model_open", model_open, METH_VARARGS,
-     "model_open(path, n_threads, kv_type, n_batch, prefault, progress) -> Model."},
+     "model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0) -> Model."},
     {NULL, NULL, 0, NULL},
 };
 

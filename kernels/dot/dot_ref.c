@@ -75,6 +75,8 @@ RVK_MUL_QUANTS(MUL_BLOCKS, ref)
 #define FILL(isa, name, NUMBER)                                                                    \
     t->mul[RVK_##NUMBER] = rvk_mul_##name##_##isa, t->isa_mul[RVK_##NUMBER] = #isa;
 
+#define FILL_PANELS(isa, name, NUMBER) t->mul_panels[RVK_##NUMBER] = rvk_mul_panels_##name##_##isa;
+
 void rvk_init_dot(rvk_table *t, unsigned cpu) {
     (void)cpu;
     RVK_MUL_FLOATS(FILL, ref)
@@ -92,5 +94,7 @@ void rvk_init_dot(rvk_table *t, unsigned cpu) {
 #ifdef RVK_HAVE_vnni
     if (!(cpu & RVK_VNNI)) return;
     RVK_MUL_QUANTS(FILL, vnni)
+    RVK_MUL_QUANTS(FILL_PANELS, vnni)
+    t->panel_pack = rvk_panel_pack_vnni;
 #endif
 }

@@ -81,6 +81,8 @@ class Model:
     default; memory grows with use.  n_batch: tokens per prefill chunk, 1 .. 4096; None: 128; never
     changes a result.  kv_type: "f16", "f32", or "auto": as precise as the weights.  prefault: read
     the whole file now instead of on first use; progress is then called with 0..1.
+    repack: hold quantised weights a second time in the order the kernels read, which makes
+    decoding faster and changes no result; None: where that leaves half of the memory free.
     chat_template: Jinja source to use instead of the file's.
     witness: True records every request in the default log, a WitnessLog in that one, False nowhere.
 
@@ -97,6 +99,7 @@ class Model:
         kv_type: Literal["auto", "f16", "f32"] = "auto",
         prefault: bool = False,
         progress: Callable[[float], None] | None = None,
+        repack: bool | None = None,
         chat_template: str | None = None,
         witness: bool | WitnessLog = True,
     ) -> None:
@@ -108,7 +111,13 @@ class Model:
         self.path = os.fspath(path) if path is not None else bundled_model()
         threads = n_threads or tuned_threads(self.path) or 0
         self._core: _core.Model | None = _core.model_open(
-            self.path, threads, _KV_TYPES[kv_type], n_batch or 0, prefault, progress
+            self.path,
+            threads,
+            _KV_TYPES[kv_type],
+            n_batch or 0,
+            prefault,
+            progress,
+            0 if repack is None else 2 if repack else 1,
         )
         fields = self._core.info()
         names = {number: name for name, (number, _, _) in _core.dtypes().items()}

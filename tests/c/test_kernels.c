@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "dot/panel.h"
 #include "quant/unpack.h"
 #include "test.h"
 
@@ -138,7 +139,7 @@ static void x_values(double *v, int type, const uint8_t *x, size_t k) {
 
 /* ---- mul ---- */
 
-enum { ROWS = 6, COLS = 9, LDY = ROWS + 3, MAX_K = 4096 };
+enum { ROWS = 22, COLS = 9, LDY = ROWS + 3, MAX_K = 4096 };
 
 typedef struct mul_case {
     int type;
@@ -201,6 +202,33 @@ static void mul_check(const mul_case *m) {
     }
 }
 
+/* Panels are the bytes the contract says, and give the bits that rows give. */
+static void panels_check(const mul_case *m) {
+    if (!rvk.mul_panels[m->type]) return;
+    const size_t bytes = rvk_panel_bytes(m->type, m->k), n = (ROWS + 15) / 16;
+    CHECK(bytes % 64 == 0 && bytes >= 16 * m->w_bytes);
+    guarded g = guard_new(2 * n * bytes);
+    uint8_t *want = g.end - 2 * n * bytes, *p = g.end - n * bytes;
+    for (size_t r = 0; r < ROWS; r += 16) {
+        const size_t left = RV_MIN(ROWS - r, (size_t)16);
+        rvk_panel_pack_ref(want + r / 16 * bytes, m->type, m->wp + r * m->w_bytes, m->w_bytes, left,
+                           m->k);
+        rvk.panel_pack(p + r / 16 * bytes, m->type, m->wp + r * m->w_bytes, m->w_bytes, left, m->k);
+    }
+    CHECK(memcmp(p, want, n * bytes) == 0);
+    float all[COLS][ROWS];
+    rvk.mul[m->type](all[0], ROWS, m->wp, m->w_bytes, ROWS, m->xp, m->x_bytes, COLS, m->k);
+    for (size_t n_cols = 1; n_cols <= COLS; n_cols++) {
+        const size_t c0 = COLS - n_cols, n_rows = ROWS - n_cols % ROWS;
+        float *y = m->yp - n_cols * n_rows;
+        rvk.mul_panels[m->type](y, n_rows, p, n_rows, m->xp + c0 * m->x_bytes, m->x_bytes, n_cols,
+                                m->k);
+        for (size_t c = 0; c < n_cols; c++)
+            CHECK(memcmp(y + c * n_rows, all[c0 + c], n_rows * sizeof *y) == 0);
+    }
+    guard_free(&g);
+}
+
 static void mul_one(int type, size_t k, int how, uint64_t *rng) {
     mul_case m = {.type = type, .k = k, .w_bytes = rvk_row_bytes(type, k)};
     CHECK(m.w_bytes > 0);
@@ -223,7 +251,7 @@ static void mul_one(int type, size_t k, int how, uint64_t *rng) {
     }
     mul_expect(&m);
     for (size_t i = 0; i < RV_COUNT(MASKS); i++)
-        if (use_mask(i)) mul_check(&m);
+        if (use_mask(i)) mul_check(&m), panels_check(&m);
     guard_free(&m.w), guard_free(&m.x), guard_free(&m.y);
 }
 
