@@ -47,7 +47,9 @@ def main() -> None:
     parser.add_argument("--types", default=",".join(_core.dtypes()))
     parser.add_argument("--k", type=int, default=1024)
     parser.add_argument("--mib", type=int, default=256)
-    parser.add_argument("--mask", type=int, default=15, help="instruction sets, see rvk.h")
+    parser.add_argument(
+        "--mask", type=int, default=15, choices=range(16), help="instruction sets, see rvk.h"
+    )
     args = parser.parse_args()
     _core.cpu_limit(args.mask)
     read = max(_core.read_bandwidth(1, 128 << 20) for _ in range(3)) / 1e9

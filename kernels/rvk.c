@@ -43,8 +43,14 @@ size_t rvk_act_bytes(size_t k) {
     return rvk_act_off_bsum(k) + up64(k / 16 * sizeof(int16_t));
 }
 
+/* Every ladder returns at the first level that is missing, so nothing above it is in use. */
+static unsigned without_gaps(unsigned cpu) {
+    if (!(cpu & RVK_AVX2)) return 0;
+    return cpu & RVK_AVX512 ? cpu : RVK_AVX2;
+}
+
 void rvk_init(unsigned cpu) {
-    rvk_table t = {.cpu = cpu & rvk_cpu()};
+    rvk_table t = {.cpu = without_gaps(cpu & rvk_cpu())};
     rvk_init_quant(&t, t.cpu);
     rvk_init_dot(&t, t.cpu);
     rvk_init_norm(&t, t.cpu);

@@ -225,7 +225,8 @@ typedef struct rvk_table {
 enum { RVK_ATTN_BLOCK = 16 };
 
 extern rvk_table rvk; /* written by rvk_init, before any thread starts */
-/* Fill the table for cpu & what the machine has.  Tests walk down with smaller masks. */
+/* Fill the table for cpu & what the machine has.  Tests walk down with smaller masks.  A level
+ * counts as missing when one it stands on is: AVX2 < AVX512 < VNNI, BF16_DOT. */
 void rvk_init(unsigned cpu);
 
 /* ---- the ladder: one function per family ---- */

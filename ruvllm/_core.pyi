@@ -139,8 +139,9 @@ def cpu() -> _CpuInfo:
 def cpu_limit(mask: int, /) -> None:
     """Refill the kernel table for the instruction sets in mask that this machine has.
 
-    mask: sum of 1 (AVX2), 2 (AVX-512), 4 (VNNI) and 8 (BF16); 15 is everything. Tests only: no
-    other thread may be computing.
+    mask: sum of 1 (AVX2), 2 (AVX-512), 4 (VNNI) and 8 (BF16), 0 .. 15; 15 is everything. A level
+    counts as missing when one it stands on is: AVX2 below AVX-512, that below the other two. Tests
+    and benchmarks only: no other thread may be computing. Raises ArgumentError beyond 0 .. 15.
     """
 
 def dtypes() -> dict[str, tuple[int, int, int]]:

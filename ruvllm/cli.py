@@ -7,6 +7,7 @@ has gone."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,13 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     terminal.complain(f"warning: {message}")
 
 
+class _Warnings(logging.Handler):
+    """What the package logs, as lines on stderr like those of its warnings."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _warn(record.getMessage())
+
+
 app = typer.Typer(
     name="ruvllm",
     cls=_Commands,
@@ -150,9 +158,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ?
-    with warnings.catch_warnings():
-        warnings.showwarning = _warn
-        code = app(args=None if argv is None else list(argv), standalone_mode=False)
+    log, lines = logging.getLogger("ruvllm"), _Warnings(logging.WARNING)
+    log.addHandler(lines)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = app(args=None if argv is None else list(argv), standalone_mode=False)
+    finally:
+        log.removeHandler(lines)
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -5,6 +5,7 @@
  * out.  The functions over single kernels check sizes and nothing else: they are not public API. */
 #include "py/py.h"
 
+#include <limits.h>
 #include <math.h>
 
 #include "base/base.h"
@@ -135,10 +136,19 @@ static PyObject *py_cpu(PyObject *m, PyObject *none) {
 }
 
 static PyObject *py_cpu_limit(PyObject *m, PyObject *arg) {
-    (void)m;
-    const unsigned long mask = PyLong_AsUnsignedLong(arg);
-    if (mask == (unsigned long)-1 && PyErr_Occurred()) return NULL;
-    rvk_init((unsigned)mask & RVK_ALL);
+    rv_err err = {0};
+    int huge;
+    const long mask = PyLong_AsLongAndOverflow(arg, &huge);
+    if (mask == -1 && PyErr_Occurred()) return NULL;
+    if (huge || mask < 0 || mask > RVK_ALL) {
+        rv_fail(&err, RV_EARG, "cpu_limit: mask is %s%ld, want 0 .. %d", huge ? "beyond " : "",
+                huge > 0   ? LONG_MAX
+                : huge < 0 ? LONG_MIN
+                           : mask,
+                RVK_ALL);
+        return rv_py_raise(rv_py_state_of_module(m), &err);
+    }
+    rvk_init((unsigned)mask);
     Py_RETURN_NONE;
 }
 

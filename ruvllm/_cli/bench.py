@@ -95,7 +95,6 @@ def bench(
             counts = _candidates() if tune else [first.info.n_threads]
         if tune and not first.info.causal:
             raise usage("--tune", f"{first.path} is an encoder, want a model that generates")
-    _warn_of_many(counts)
 
     def opened(n: int) -> Model:
         from ruvllm import Model
@@ -156,14 +155,6 @@ def _plan(model: Model, **asked: Any) -> Plan:
         if asked[name] is not None:
             raise usage(f"--{name}", f"{model.path} is an encoder, want a model that generates")
     return Plan(0, 0, 0, asked["repeat"])
-
-
-def _warn_of_many(counts: list[int]) -> None:
-    from ruvllm.engine._tune import n_cpus
-
-    for n in counts:
-        if n > n_cpus():
-            terminal.note(f"{n} threads for {n_cpus()} CPUs: they take turns")
 
 
 # ---- what came out ----

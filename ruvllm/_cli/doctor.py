@@ -28,6 +28,7 @@ PROMPT, REPLY = "reverse apple island", "island apple"
 def doctor(json: JsonFlag = False) -> None:
     """Check this installation: versions, CPU, kernels, home folder, a real reply."""
     from ruvllm import _core
+    from ruvllm.engine._notice import portable_cpu
 
     cpu = _core.cpu()
     checks = {"engine": _check(_engine), "home": _check(_home), "witness": _check(_witness)}
@@ -37,7 +38,11 @@ def doctor(json: JsonFlag = False) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": _cores(),
-        "cpu": {"available": cpu["machine"].split(), "used": cpu["features"].split()},
+        "cpu": {
+            "available": cpu["machine"].split(),
+            "used": cpu["features"].split(),
+            "notice": portable_cpu(),
+        },
         "kernels": dict(cpu["kernels"]),
         "packages": {name: _version(name) for name in BASE},
         "extras": {
@@ -119,13 +124,11 @@ def _show(out: dict[str, Any]) -> None:
     shown.show_header = False
     shown.columns[0].style = "bold"
     engine = out["checks"]["engine"]
-    cpu = out["cpu"]
-    unused = [name for name in cpu["available"] if name not in cpu["used"]]
     rows = [
         ("ruvllm", out["version"]),
         ("python", f"{out['python']}, {sys.executable}"),
         ("platform", out["platform"]),
-        ("cpu", " ".join(cpu["used"]) + (f" (not used: {' '.join(unused)})" if unused else "")),
+        ("cpu", _cpu(out["cpu"])),
         ("threads", f"{engine.get('threads', '?')} by default, {out['cores']} CPUs to run on"),
         ("kernels", _kernels(out["kernels"])),
         ("packages", ", ".join(f"{n} {v or 'missing'}" for n, v in out["packages"].items())),
@@ -140,6 +143,12 @@ def _show(out: dict[str, Any]) -> None:
         mark, style = ("ok  ", "green") if check["ok"] else ("FAIL", "bold red")
         page.print(mark, style=style, end=" ")
         page.print(f"{name}: {terminal.visible(check['detail'])}")
+
+
+def _cpu(cpu: dict[str, Any]) -> str:
+    unused = [name for name in cpu["available"] if name not in cpu["used"]]
+    line = " ".join(cpu["used"]) + (f" (not used: {' '.join(unused)})" if unused else "")
+    return f"{line}\n{cpu['notice'].removeprefix('cpu: ')}" if cpu["notice"] else line
 
 
 def _kernels(kernels: dict[str, str]) -> str:

@@ -35,14 +35,14 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            _whole("max_tokens", self.max_tokens, 0, 2**31 - 1)
+            check_whole("max_tokens", self.max_tokens, 0, 2**31 - 1)
         if self.seed is None:
             object.__setattr__(self, "seed", secrets.randbits(63))
-        _whole("seed", self.seed, 0, 2**64 - 1)
-        _whole("top_k", self.top_k, 0, 2**31 - 1)
-        _whole("penalty_last_n", self.penalty_last_n, -1, 2**31 - 1)
+        check_whole("seed", self.seed, 0, 2**64 - 1)
+        check_whole("top_k", self.top_k, 0, 2**31 - 1)
+        check_whole("penalty_last_n", self.penalty_last_n, -1, 2**31 - 1)
         if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, 100)
+            check_whole("logprobs", self.logprobs, 0, 100)
         for name in ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty",
                      "frequency_penalty", "presence_penalty"):  # fmt: skip
             value = getattr(self, name)
@@ -81,7 +81,8 @@ class SamplingParams:
         return cls(**known)
 
 
-def _whole(name: str, value: object, lo: int, hi: int) -> None:
+def check_whole(name: str, value: object, lo: int, hi: int) -> None:
+    """Raise ArgumentError unless ``value`` is an int, and no bool, of lo .. hi."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ArgumentError(f"{name}: is {value!r}, want an integer {lo} .. {hi}")
     if not lo <= value <= hi:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ruvllm import _core
 from ruvllm._errors import ArgumentError, StateError, UnsupportedError
 from ruvllm.engine._generate import Constraint, Generation
-from ruvllm.engine._params import SamplingParams
+from ruvllm.engine._notice import notice_speed
+from ruvllm.engine._params import SamplingParams, check_whole
 from ruvllm.engine._record import Recorder
 from ruvllm.engine._tune import tuned_threads
 from ruvllm.engine.results import Chunk, GenerationResult
@@ -86,7 +87,9 @@ class Model:
     chat_template: Jinja source to use instead of the file's.
     witness: True records every request in the default log, a WitnessLog in that one, False nowhere.
 
-    Raises NotFoundError, FormatError or UnsupportedError for the file, ArgumentError for the rest.
+    More threads than CPUs, and a CPU without AVX2, work and are said once in the log (logger
+    "ruvllm").  Raises NotFoundError, FormatError or UnsupportedError for the file, ArgumentError
+    for the rest.
     """
 
     def __init__(
@@ -105,9 +108,9 @@ class Model:
     ) -> None:
         if kv_type not in _KV_TYPES:
             raise ArgumentError(f"kv_type: is {kv_type!r}, want auto, f16 or f32")
-        for name, value in (("n_threads", n_threads), ("n_batch", n_batch)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ArgumentError(f"{name}: is {value!r}, want an integer of at least 1")
+        for name, value, most in (("n_threads", n_threads, 256), ("n_batch", n_batch, 4096)):
+            if value is not None:
+                check_whole(name, value, 1, most)
         self.path = os.fspath(path) if path is not None else bundled_model()
         threads = n_threads or tuned_threads(self.path) or 0
         self._core: _core.Model | None = _core.model_open(
@@ -122,6 +125,7 @@ class Model:
         fields = self._core.info()
         names = {number: name for name, (number, _, _) in _core.dtypes().items()}
         self.info = ModelInfo(**{**fields, "main_type": names[fields["main_type"]]})
+        notice_speed(self.info.n_threads)
         self.n_ctx = self._check_ctx(n_ctx)
         core_tokenizer = self._core.tokenizer()
         self.tokenizer = Tokenizer._wrap(core_tokenizer) if core_tokenizer else None
@@ -339,10 +343,7 @@ class Model:
     def _check_ctx(self, n_ctx: int | None) -> int:
         if n_ctx is None:
             return self.info.n_ctx
-        if isinstance(n_ctx, bool) or not isinstance(n_ctx, int):
-            raise ArgumentError(f"n_ctx: is {n_ctx!r}, want an integer")
-        if not 1 <= n_ctx <= self.info.n_ctx:
-            raise ArgumentError(f"n_ctx: is {n_ctx}, want 1 .. {self.info.n_ctx}")
+        check_whole("n_ctx", n_ctx, 1, self.info.n_ctx)
         return n_ctx
 
     def _embed_ids(self, text: str | bytes | Sequence[int]) -> list[int]:

@@ -26,6 +26,7 @@ from ruvllm import _core
 from ruvllm._errors import ArgumentError, CancelledError, FormatError, UnsupportedError
 from ruvllm.engine._gguf_writer import DType, GGUFWriter, dtype, read_raw_kv
 from ruvllm.engine._imatrix import Imatrix, read_imatrix
+from ruvllm.engine._params import check_whole
 from ruvllm.engine._recipes import PLAIN, Facts, Recipe, choose_types, kept_f32, recipe
 
 F32Array = NDArray[np.float32]
@@ -121,8 +122,7 @@ class RowPipeline:
         """
         if n_threads is None:
             n_threads = len(os.sched_getaffinity(0))
-        if not 1 <= n_threads <= 256:
-            raise ArgumentError(f"n_threads: found {n_threads}, want 1 .. 256")
+        check_whole("n_threads", n_threads, 1, 256)
         self._writer = writer
         self._total = max(1, total_bytes)
         self._done = 0

@@ -474,7 +474,24 @@ static void dtype_sizes(void) {
     }
 }
 
+/* More than there is, and a level without the one below it. */
+static void any_mask(void) {
+    const unsigned has = rvk_cpu();
+    rvk_init(~0u);
+    CHECK(rvk.cpu == has);
+    for (unsigned mask = 0; mask <= RVK_ALL; mask++) {
+        rvk_init(mask | 0x100);
+        unsigned want = mask & has;
+        if (!(want & RVK_AVX2)) want = 0;
+        if (!(want & RVK_AVX512)) want &= RVK_AVX2;
+        CHECK(rvk.cpu == want);
+        CHECK(want || strcmp(rvk.isa_mul[RVK_Q4_0], "ref") == 0);
+    }
+    rvk_init(RVK_ALL);
+}
+
 const rv_test tests_kernels[] = {
+    {"kernels_any_mask", any_mask},
     {"kernels_dtype_sizes", dtype_sizes},
     {"kernels_halves_round_to_nearest_even", halves_round_to_nearest_even},
     {"kernels_quant_then_dequant", quant_then_dequant},

@@ -125,12 +125,6 @@ def test_bench_refuses(argv: list[str], code: int, says: str) -> None:
     assert ran.code == code and ran.out == "" and says in ran.error
 
 
-def test_more_threads_than_cpus_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tune, "n_cpus", lambda: 1)
-    ran = here("bench", MODEL, *SHORT, "--threads", "2")
-    assert ran.code == 0 and "2 threads for 1 CPUs" in ran.err
-
-
 def test_bytes_per_token_counts_a_tied_embedding_once() -> None:
     core = _core.model_open(str(MODEL), 1, 0, 0, False, None)
     tensors = {t[0]: t[5] for t in core.gguf().tensors()}
