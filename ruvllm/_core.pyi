@@ -80,8 +80,8 @@ def model_open(
 ) -> Model:
     """Open a GGUF model; 0 means the default of n_threads, kv_type and n_batch.
 
-    kv_type: 0 as precise as the weights, 1 F16, 2 F32, 3 Q8_0, 4 Q4_0.  progress: called with 0..1 while
-    prefault reads the file; an exception in it ends the opening.
+    kv_type: 0 as precise as the weights, 1 F16, 2 F32, 3 Q8_0, 4 Q4_0.  progress: called
+    with 0..1 while prefault reads the file; an exception in it ends the opening.
     """
 
 @final
