@@ -218,13 +218,15 @@ typedef struct rvk_table {
      * RVK_ATTN_BLOCK; the others may hold anything.  NULL where there is no cache of the type.
      *   q      F32, F16: [n_q][d] already scaled.  Q8_0, Q4_0: act_pack of each of those rows,
      *          rvk_act_bytes(d) apart; the products of codes are exact
+     *   next   the block that will be asked for next, brought nearer meanwhile, or NULL
      * attn_rows: float32 rows as they come, n <= RVK_ATTN_ROWS of them, row p at + p * stride
      * bytes.
      *
      * With s = sum |q_i * k_i| as stored, the error of a result is at most
      * ((d + 64) * s + 64) * 2^-23 of the largest |v|. */
-    void (*attn[RVK_N_TYPES])(const void *q, size_t n_q, size_t d, const void *block, size_t lo,
-                              size_t hi, float *st_max, float *st_sum, float *acc);
+    void (*attn[RVK_N_TYPES])(const void *q, size_t n_q, size_t d, const void *block,
+                              const void *next, size_t lo, size_t hi, float *st_max, float *st_sum,
+                              float *acc);
     void (*attn_rows)(const float *q, size_t n_q, size_t d, const float *k, const float *v,
                       size_t stride, size_t n, float *st_max, float *st_sum, float *acc);
 } rvk_table;

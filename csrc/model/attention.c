@@ -122,25 +122,26 @@ static size_t first_seen(const rv_attn_task *t, size_t i) {
     return t->n_swa && p + 1 > t->n_swa ? p + 1 - t->n_swa : 0;
 }
 
-/* Tokens a .. a + n_tok - 1 of the tile against positions lo .. hi - 1 of block b. */
-static void walk(const attn_loop *l, const tile *t, const state *s, const void *block, size_t a,
-                 size_t n_tok, size_t lo, size_t hi) {
+/* Tokens a .. a + n_tok - 1 of the tile against positions lo .. hi - 1 of a block. */
+static void walk(const attn_loop *l, const tile *t, const state *s, const void *block,
+                 const void *next, size_t a, size_t n_tok, size_t lo, size_t hi) {
     const size_t h = a * l->group;
-    rvk.attn[l->type](t->q + h * l->q_bytes, n_tok * l->group, l->d, block, lo, hi, s->top + h,
-                      s->sum + h, s->acc + h * l->d);
+    rvk.attn[l->type](t->q + h * l->q_bytes, n_tok * l->group, l->d, block, next, lo, hi,
+                      s->top + h, s->sum + h, s->acc + h * l->d);
 }
 
 static void walk_block(const attn_loop *l, const tile *t, const state *s, size_t g, size_t b) {
     const size_t start = b * RV_KV_BLOCK, pos = l->t->pos + t->t0;
-    const void *block = rv_kv_block(l->t->kv, l->t->i_layer, g, b);
+    const void *block = rv_kv_block(l->t->kv, l->t->i_layer, g, b), *next = NULL;
+    if (start + RV_KV_BLOCK < pos + t->n_tok) next = rv_kv_block(l->t->kv, l->t->i_layer, g, b + 1);
     if (first_seen(l->t, t->t0 + t->n_tok - 1) <= start && start + RV_KV_BLOCK <= pos + 1) {
-        walk(l, t, s, block, 0, t->n_tok, 0, RV_KV_BLOCK);
+        walk(l, t, s, block, next, 0, t->n_tok, 0, RV_KV_BLOCK);
         return;
     }
     for (size_t a = 0; a < t->n_tok; a++) {
         const size_t from = RV_MAX(start, first_seen(l->t, t->t0 + a));
         const size_t to = RV_MIN(start + RV_KV_BLOCK, pos + a + 1);
-        if (from < to) walk(l, t, s, block, a, 1, from - start, to - start);
+        if (from < to) walk(l, t, s, block, NULL, a, 1, from - start, to - start);
     }
 }
 

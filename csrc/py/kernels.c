@@ -495,7 +495,7 @@ static PyObject *py_attn(PyObject *m, PyObject *args) {
     if (!v) return finish(&b, false);
     void *block = attn_block(type, k, v, (size_t)hi, d), *qs = attn_queries(type, q, n_q, d);
     if (block && qs)
-        rvk.attn[type](qs, n_q, d, block, (size_t)lo, (size_t)hi, st_max, st_sum, acc);
+        rvk.attn[type](qs, n_q, d, block, NULL, (size_t)lo, (size_t)hi, st_max, st_sum, acc);
     else
         rv_fail(&err, RV_ENOMEM, "attn: out of memory");
     rv_free(block);

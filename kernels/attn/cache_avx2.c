@@ -177,7 +177,8 @@ RVK_INLINE void load_values(const int type, const int NV, __m256 *v, const uint8
 /* acc = acc * keep + w . values, for dimensions i .. i + 8 NV - 1. */
 RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc,
                       float w[MAX_Q][RVK_ATTN_BLOCK], const float *keep, const uint8_t *values,
-                      size_t bytes, size_t lo, size_t hi, size_t d, size_t i) {
+                      size_t bytes, size_t lo, size_t hi, size_t d, size_t i,
+                      rvk_attn_ahead *ahead) {
     const size_t row = rvk_attn_row_bytes(type, d);
     __m256 a[MAX_Q][4];
     RVK_UNROLL
@@ -189,6 +190,7 @@ RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc,
     }
     for (size_t p = lo; p < hi; p++) {
         __m256 v[4];
+        rvk_attn_fetch(ahead, type == RVK_F32 ? 4 : type == RVK_Q4_0 ? 1 : 2);
         load_values(type, NV, v, values + p / RVK_ATTN_RUN * bytes + p % RVK_ATTN_RUN * row, i);
         RVK_UNROLL
         for (int h = 0; h < NQ; h++) {
@@ -238,11 +240,12 @@ static void scale_weights(float *out, const float *w, const uint8_t *scales, siz
 /* ---- the block ---- */
 
 RVK_INLINE void queries(const int type, const int NQ, const uint8_t *const *q, size_t d,
-                        const uint8_t *block, size_t lo, size_t hi, float *st_max, float *st_sum,
-                        float *acc) {
+                        const uint8_t *block, const void *next, size_t lo, size_t hi, float *st_max,
+                        float *st_sum, float *acc) {
     _Alignas(32) float w[MAX_Q][RVK_ATTN_BLOCK], ws[MAX_Q][RVK_ATTN_BLOCK];
     const bool scaled = type == RVK_Q8_0 || type == RVK_Q4_0;
     const size_t codes = rvk_attn_code_bytes(type, d), bytes = 2 * codes + (scaled ? 2 * d : 0);
+    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, RVK_ATTN_BLOCK / RVK_ATTN_RUN * bytes);
     float keep[MAX_Q];
     size_t r = lo / RVK_ATTN_RUN, i = 0;
     for (; (r + 1) * RVK_ATTN_RUN < hi; r += 2) score(type, NQ, 4, w, r, q, block, bytes, d);
@@ -251,10 +254,11 @@ RVK_INLINE void queries(const int type, const int NQ, const uint8_t *const *q, s
     for (; i + 32 <= d; i += 32) {
         for (int h = 0; scaled && h < NQ; h++)
             scale_weights(ws[h], w[h], block + 2 * codes + d + i, bytes);
-        weigh(type, NQ, 4, acc, scaled ? ws : w, keep, block + codes, bytes, lo, hi, d, i);
+        weigh(type, NQ, 4, acc, scaled ? ws : w, keep, block + codes, bytes, lo, hi, d, i, &ahead);
     }
     if (scaled) return;
-    for (; i + 8 <= d; i += 8) weigh(type, NQ, 1, acc, w, keep, block + codes, bytes, lo, hi, d, i);
+    for (; i + 8 <= d; i += 8)
+        weigh(type, NQ, 1, acc, w, keep, block + codes, bytes, lo, hi, d, i, &ahead);
     for (int h = 0; h < NQ; h++)
         weigh_tail(type, acc + (size_t)h * d, w[h], keep[h], block + codes, bytes, lo, hi, d, i);
 }
@@ -263,17 +267,19 @@ RVK_INLINE void attn(const int type, size_t row, RVK_ATTN_ARGS) {
     size_t h = 0;
     for (; h + 2 <= n_q; h += 2) {
         const uint8_t *at[] = {(const uint8_t *)q + h * row, (const uint8_t *)q + (h + 1) * row};
-        queries(type, 2, at, d, block, lo, hi, st_max + h, st_sum + h, acc + h * d);
+        queries(type, 2, at, d, block, h ? NULL : next, lo, hi, st_max + h, st_sum + h,
+                acc + h * d);
     }
     if (h < n_q) {
         const uint8_t *at = (const uint8_t *)q + h * row;
-        queries(type, 1, &at, d, block, lo, hi, st_max + h, st_sum + h, acc + h * d);
+        queries(type, 1, &at, d, block, h ? NULL : next, lo, hi, st_max + h, st_sum + h,
+                acc + h * d);
     }
 }
 
 #define ATTN(name, type, row)                                                                      \
     void rvk_attn_##name##_avx2(RVK_ATTN_ARGS) {                                                   \
-        attn(type, row, q, n_q, d, block, lo, hi, st_max, st_sum, acc);                            \
+        attn(type, row, q, n_q, d, block, next, lo, hi, st_max, st_sum, acc);                      \
     }
 ATTN(f32, RVK_F32, 4 * d)
 ATTN(f16, RVK_F16, 4 * d)

@@ -18,7 +18,8 @@ enum { RVK_ATTN_RUNS = RVK_ATTN_BLOCK / RVK_ATTN_RUN, RVK_ATTN_Q = 4 };
 
 /* Scores of NQ queries against R runs, bytes apart. */
 typedef void rvk_score_fn(int type, int NQ, int R, __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS],
-                          const uint8_t *const *q, const uint8_t *run, size_t bytes, size_t d);
+                          const uint8_t *const *q, const uint8_t *run, size_t bytes, size_t d,
+                          rvk_attn_ahead *ahead);
 
 /* The lo .. hi - 1 of 64 that fall into run r. */
 RVK_INLINE __mmask16 rvk_attn_seen(size_t lo, size_t hi, size_t r) {
@@ -84,7 +85,7 @@ RVK_INLINE void rvk_attn_values(const int type, const int NV, __m512 *v, const u
 RVK_INLINE void rvk_attn_weigh(const int type, const int NQ, const int NV, float *acc,
                                const float w[RVK_ATTN_Q][2][RVK_ATTN_BLOCK], const float *keep,
                                const uint8_t *values, size_t bytes, size_t lo, size_t hi, size_t d,
-                               size_t i) {
+                               size_t i, rvk_attn_ahead *ahead) {
     const size_t left = d - i - 16 * (size_t)(NV - 1), row = rvk_attn_row_bytes(type, d);
     const __mmask16 tail = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
     const bool scaled = type == RVK_Q8_0 || type == RVK_Q4_0;
@@ -100,6 +101,7 @@ RVK_INLINE void rvk_attn_weigh(const int type, const int NQ, const int NV, float
     }
     for (size_t p = lo; p < hi; p++) {
         __m512 v[4];
+        rvk_attn_fetch(ahead, type == RVK_F32 ? 4 : type == RVK_Q4_0 ? 1 : 2);
         rvk_attn_values(type, NV, v, values + p / RVK_ATTN_RUN * bytes + p % RVK_ATTN_RUN * row, i,
                         tail);
         RVK_UNROLL
@@ -131,21 +133,23 @@ RVK_INLINE void rvk_attn_scale(float *out, const float *w, const uint8_t *scales
 
 /* NQ queries, q[h] each, against a block. */
 RVK_INLINE void rvk_attn_queries(rvk_score_fn score, const int type, const int NQ,
-                                 const uint8_t *const *q, size_t d, const uint8_t *block, size_t lo,
-                                 size_t hi, float *st_max, float *st_sum, float *acc) {
+                                 const uint8_t *const *q, size_t d, const uint8_t *block,
+                                 const void *next, size_t lo, size_t hi, float *st_max,
+                                 float *st_sum, float *acc) {
     _Alignas(64) float w[RVK_ATTN_Q][RVK_ATTN_BLOCK], ws[RVK_ATTN_Q][2][RVK_ATTN_BLOCK];
     const bool scaled = type == RVK_Q8_0 || type == RVK_Q4_0;
     const size_t codes = rvk_attn_code_bytes(type, d), bytes = 2 * codes + (scaled ? 2 * d : 0);
+    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, RVK_ATTN_RUNS * bytes);
     float keep[RVK_ATTN_Q];
     __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS];
     if (lo < RVK_ATTN_RUN && hi > RVK_ATTN_BLOCK - RVK_ATTN_RUN) {
-        score(type, NQ, RVK_ATTN_RUNS, s, q, block, bytes, d);
+        score(type, NQ, RVK_ATTN_RUNS, s, q, block, bytes, d, &ahead);
     } else {
         for (int h = 0; h < NQ; h++)
             for (int r = 0; r < RVK_ATTN_RUNS; r++) s[h][r] = _mm512_setzero_ps();
         for (size_t r = lo / RVK_ATTN_RUN; r * RVK_ATTN_RUN < hi; r++) {
             __m512 one[RVK_ATTN_Q][RVK_ATTN_RUNS];
-            score(type, NQ, 1, one, q, block + r * bytes, bytes, d);
+            score(type, NQ, 1, one, q, block + r * bytes, bytes, d, &ahead);
             for (int h = 0; h < NQ; h++) s[h][r] = one[h][0];
         }
     }
@@ -157,21 +161,22 @@ RVK_INLINE void rvk_attn_queries(rvk_score_fn score, const int type, const int N
         for (int h = 0; scaled && h < NQ; h++)
             for (size_t b = 0; b < 2; b++)
                 rvk_attn_scale(ws[h][b], w[h], block + 2 * codes + d + i + 32 * b, bytes);
-        rvk_attn_weigh(type, NQ, 4, acc, ws, keep, block + codes, bytes, lo, hi, d, i);
+        rvk_attn_weigh(type, NQ, 4, acc, ws, keep, block + codes, bytes, lo, hi, d, i, &ahead);
     }
     for (; i + 32 <= d; i += 32) {
         for (int h = 0; scaled && h < NQ; h++)
             rvk_attn_scale(ws[h][0], w[h], block + 2 * codes + d + i, bytes);
-        rvk_attn_weigh(type, NQ, 2, acc, ws, keep, block + codes, bytes, lo, hi, d, i);
+        rvk_attn_weigh(type, NQ, 2, acc, ws, keep, block + codes, bytes, lo, hi, d, i, &ahead);
     }
     for (; !scaled && i < d; i += 16)
-        rvk_attn_weigh(type, NQ, 1, acc, ws, keep, block + codes, bytes, lo, hi, d, i);
+        rvk_attn_weigh(type, NQ, 1, acc, ws, keep, block + codes, bytes, lo, hi, d, i, &ahead);
 }
 
 /* The function of the table.  row: bytes of a query. */
 RVK_INLINE void rvk_attn_block(rvk_score_fn score, const int type, size_t row, RVK_ATTN_ARGS) {
 #define RVK_ATTN_CASE(NQ)                                                                          \
-    rvk_attn_queries(score, type, NQ, at, d, block, lo, hi, st_max + h, st_sum + h, acc + h * d)
+    rvk_attn_queries(score, type, NQ, at, d, block, h ? NULL : next, lo, hi, st_max + h,           \
+                     st_sum + h, acc + h * d)
     for (size_t h = 0; h < n_q; h += RVK_ATTN_Q) {
         const uint8_t *at[RVK_ATTN_Q];
         for (size_t i = 0; i < RVK_ATTN_Q; i++) at[i] = (const uint8_t *)q + (h + i) * row;

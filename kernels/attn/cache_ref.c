@@ -157,6 +157,7 @@ static double query(int type, const void *q, size_t h, size_t i, size_t d) {
 }
 
 static void attn_block(RVK_ATTN_ARGS, int type) {
+    (void)next;
     for (size_t h = 0; h < n_q; h++) {
         double s[RVK_ATTN_BLOCK], top = (double)st_max[h];
         for (size_t p = lo; p < hi; p++) {
@@ -184,7 +185,7 @@ static void attn_block(RVK_ATTN_ARGS, int type) {
 
 #define ATTN(name, type)                                                                           \
     void rvk_attn_##name##_ref(RVK_ATTN_ARGS) {                                                    \
-        attn_block(q, n_q, d, block, lo, hi, st_max, st_sum, acc, type);                           \
+        attn_block(q, n_q, d, block, next, lo, hi, st_max, st_sum, acc, type);                     \
     }
 ATTN(f32, RVK_F32)
 ATTN(f16, RVK_F16)

@@ -20,11 +20,12 @@ RVK_INLINE __m512i four(const uint8_t *p) {
 /* The integer sums of 32 dimensions. */
 RVK_INLINE void block32(const int type, const int NQ, const int R,
                         __m512i a[RVK_ATTN_Q][RVK_ATTN_RUNS], const uint8_t *const *q,
-                        const uint8_t *run, size_t bytes) {
+                        const uint8_t *run, size_t bytes, rvk_attn_ahead *ahead) {
     const __m512i low = _mm512_set1_epi8(15);
     const size_t n = type == RVK_Q8_0 ? 8 : 4;
     RVK_UNROLL
     for (size_t g = 0; g < n; g++) {
+        rvk_attn_fetch(ahead, 1);
         RVK_UNROLL
         for (int r = 0; r < R; r++) {
             const __m512i k = load(run + (size_t)r * bytes + 64 * g);
@@ -43,7 +44,7 @@ RVK_INLINE void block32(const int type, const int NQ, const int R,
 /* As many runs at once as there are registers for. */
 RVK_INLINE void score_runs(const int type, const int NQ, const int R, const int r0,
                            __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS], const uint8_t *const *q,
-                           const uint8_t *run, size_t bytes, size_t d) {
+                           const uint8_t *run, size_t bytes, size_t d, rvk_attn_ahead *ahead) {
     const size_t codes = rvk_attn_code_bytes(type, d), step = type == RVK_Q8_0 ? 512 : 256;
     const int minus = type == RVK_Q8_0 ? 128 : 8;
     RVK_UNROLL
@@ -63,7 +64,7 @@ RVK_INLINE void score_runs(const int type, const int NQ, const int R, const int 
             RVK_UNROLL
             for (int r = 0; r < R; r++) a[h][r] = _mm512_set1_epi32(-minus * (sum[0] + sum[1]));
         }
-        block32(type, NQ, R, a, at, run + step * b, bytes);
+        block32(type, NQ, R, a, at, run + step * b, bytes, ahead);
         RVK_UNROLL
         for (int r = 0; r < R; r++) {
             const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(
@@ -81,18 +82,19 @@ RVK_INLINE void score_runs(const int type, const int NQ, const int R, const int 
 
 RVK_INLINE void score(const int type, const int NQ, const int R,
                       __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS], const uint8_t *const *q,
-                      const uint8_t *run, size_t bytes, size_t d) {
+                      const uint8_t *run, size_t bytes, size_t d, rvk_attn_ahead *ahead) {
     const int at_once = NQ > 2 && R > 2 ? 2 : R;
     RVK_UNROLL
-    for (int r = 0; r < R; r += at_once) score_runs(type, NQ, at_once, r, s, q, run, bytes, d);
+    for (int r = 0; r < R; r += at_once)
+        score_runs(type, NQ, at_once, r, s, q, run, bytes, d, ahead);
 }
 
 void rvk_attn_q8_0_vnni(RVK_ATTN_ARGS) {
-    rvk_attn_block(score, RVK_Q8_0, rvk_act_bytes(d), q, n_q, d, block, lo, hi, st_max, st_sum,
-                   acc);
+    rvk_attn_block(score, RVK_Q8_0, rvk_act_bytes(d), q, n_q, d, block, next, lo, hi, st_max,
+                   st_sum, acc);
 }
 
 void rvk_attn_q4_0_vnni(RVK_ATTN_ARGS) {
-    rvk_attn_block(score, RVK_Q4_0, rvk_act_bytes(d), q, n_q, d, block, lo, hi, st_max, st_sum,
-                   acc);
+    rvk_attn_block(score, RVK_Q4_0, rvk_act_bytes(d), q, n_q, d, block, next, lo, hi, st_max,
+                   st_sum, acc);
 }

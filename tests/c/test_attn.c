@@ -87,7 +87,7 @@ static void attend(const cache *c, const char *q, size_t n_q, size_t lo, float *
     memset(acc, 0, n_q * c->d * sizeof *acc);
     for (size_t h = 0; h < n_q; h++) top[h] = -INFINITY, sum[h] = 0;
     for (size_t p = lo / RVK_ATTN_BLOCK * RVK_ATTN_BLOCK; p < c->n; p += RVK_ATTN_BLOCK)
-        rvk.attn[c->type](q, n_q, c->d, c->blocks + p / RVK_ATTN_BLOCK * c->block_bytes,
+        rvk.attn[c->type](q, n_q, c->d, c->blocks + p / RVK_ATTN_BLOCK * c->block_bytes, NULL,
                           lo > p ? lo - p : 0, RV_MIN(c->n - p, (size_t)RVK_ATTN_BLOCK), top, sum,
                           acc);
 }
@@ -169,7 +169,7 @@ static void extreme_codes_are_summed_exactly(void) {
                 rvk_attn_put(c.type, block, 0, k, v, D);
                 rvk_attn_get(c.type, block, 0, k, v, D);
                 char *packed = pack(&c, q, 1);
-                rvk.attn[c.type](packed, 1, D, block, 0, 1, &top, &sum, acc);
+                rvk.attn[c.type](packed, 1, D, block, block, 0, 1, &top, &sum, acc);
                 double want = 0;
                 for (int i = 0; i < D; i++) want += (double)q[i] * k[i];
                 CHECK(fabs(top - want) <= 64 * 0x1p-23 * D && sum == 1.0f);
