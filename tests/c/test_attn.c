@@ -1,7 +1,9 @@
 /* Attention: every ISA level the machine has against float64 over what is stored, awkward sizes,
- * and the same bits whatever the other queries of a call are. */
+ * and the same bits whatever the other queries of a call are.  Then whole sequences through the
+ * cache: windows, segments, chunks and threads. */
 #include <math.h>
 
+#include "model/net.h"
 #include "rvk.h"
 #include "test.h"
 
@@ -16,7 +18,9 @@ static float *noise(size_t n, uint64_t seed, float scale) {
     return x;
 }
 
-/* Softmax over positions lo .. n - 1 in float64, and the contract's bound for it. */
+/* Softmax over positions lo .. n - 1 in float64, and a 16th of the contract's bound for it:
+ * rounding errors of noise mostly cancel, and the whole bound would let a forgotten position pass.
+ */
 static double attend64(const float *q, const float *k, const float *v, size_t lo, size_t n,
                        size_t d, size_t row, double *out) {
     double top = -INFINITY, sum = 0, size = 0, most = 0;
@@ -38,7 +42,7 @@ static double attend64(const float *q, const float *k, const float *v, size_t lo
         for (size_t p = lo; p < n; p++) out[i] += s[p] / sum * v[p * row + i];
     }
     rv_free(s);
-    return (((double)d + 64) * size + 64) * 0x1p-23 * most;
+    return (((double)d + 64) * size + 64) * 0x1p-27 * most;
 }
 
 typedef struct cache {
@@ -233,11 +237,156 @@ static void attention_to_rows_matches_float64(void) {
     rvk_init(RVK_ALL);
 }
 
+/* ---- sequences ---- */
+
+typedef struct seq {
+    rv_kv_type type;
+    int32_t n_head, n_head_kv, d, n_swa;
+    size_t n;
+} seq;
+
+/* Results [n][n_head][d] of a sequence in chunks; kv stays for the caller. */
+static float *run_seq(const seq *s, size_t chunk, int n_threads, bool no_memory, rv_kv **kv) {
+    const size_t d = (size_t)s->d, q = (size_t)s->n_head * d, k = (size_t)s->n_head_kv * d;
+    rv_layer layer = {.n_head_kv = s->n_head_kv};
+    const rv_net net = {.n_embd = 1,
+                        .n_layer = 1,
+                        .n_head = s->n_head,
+                        .head_dim = s->d,
+                        .n_ff = 1,
+                        .max_head_kv = s->n_head_kv,
+                        .attn_scale = 0.5f,
+                        .layers = &layer};
+    float *xq = noise(s->n * q, 1, 1), *xk = noise(s->n * k, 2, 1), *xv = noise(s->n * k, 3, 1);
+    float *out = noise(s->n * q, 0, 0);
+    rv_pool *pool;
+    rv_run *r;
+    CHECK(rv_pool_new(&pool, n_threads, NULL) == RV_OK);
+    CHECK(rv_run_new(&r, &net, pool, NULL) == RV_OK);
+    CHECK(rv_run_reserve(r, chunk, NULL) == RV_OK);
+    CHECK(rv_kv_new(kv, 1, &s->n_head_kv, d, s->type, NULL) == RV_OK);
+    CHECK(rv_kv_reserve(*kv, s->n, NULL) == RV_OK);
+    for (size_t p = 0; p < s->n; p += chunk) {
+        const size_t m = RV_MIN(chunk, s->n - p);
+        memcpy(r->q, xq + p * q, m * q * 4);
+        memcpy(r->k, xk + p * k, m * k * 4);
+        memcpy(r->v, xv + p * k, m * k * 4);
+        rv_run_store_kv(r, *kv, 0, (size_t)s->n_head_kv, p, m);
+        const rv_attn_task t = {.n_head = (size_t)s->n_head,
+                                .n_head_kv = (size_t)s->n_head_kv,
+                                .head_dim = d,
+                                .n = m,
+                                .pos = p,
+                                .n_swa = (size_t)s->n_swa,
+                                .kv = *kv};
+        if (no_memory) rv_test_fail_alloc_at(0);
+        rv_run_attention(r, &t);
+        rv_test_fail_alloc_at(-1);
+        memcpy(out + p * q, r->att, m * q * 4);
+    }
+    rv_run_free(&r);
+    rv_pool_free(&pool);
+    rv_free(xq), rv_free(xk), rv_free(xv);
+    return out;
+}
+
+/* What one key head holds, [n][d] each. */
+static void read_back(const seq *s, const rv_kv *kv, size_t g, float *k, float *v) {
+    const size_t d = (size_t)s->d;
+    for (size_t p = 0; p < s->n; p++)
+        rvk_attn_get(rv_kv_type_of(kv), rv_kv_block(kv, 0, g, p / RV_KV_BLOCK), p % RV_KV_BLOCK,
+                     k + p * d, v + p * d, d);
+}
+
+static void check_seq(const seq *s) {
+    static const size_t CHUNKS[] = {7, 1, 5, 64, 100, 128};
+    static const int THREADS[] = {1, 3, 8, 2, 1, 4};
+    const size_t d = (size_t)s->d, heads = (size_t)s->n_head, group = heads / (size_t)s->n_head_kv;
+    rv_kv *kv, *other;
+    float *out = run_seq(s, 16, 1, false, &kv), *xq = noise(s->n * heads * d, 1, 1);
+    float *k = noise(s->n * d, 0, 0), *v = noise(s->n * d, 0, 0), *q = noise(d, 0, 0);
+    double *want = rv_malloc(d * sizeof *want);
+    cache c = {.type = rv_kv_type_of(kv), .d = d};
+    c.row = s->type == RV_KV_Q8_0 || s->type == RV_KV_Q4_0 ? rvk_act_bytes(d) : d * sizeof *q;
+    for (size_t h = 0; h < heads; h++) {
+        read_back(s, kv, h / group, k, v);
+        for (size_t p = 0; p < s->n; p += 1 + p / 40) {
+            for (size_t i = 0; i < d; i++) q[i] = xq[(p * heads + h) * d + i] * 0.5f;
+            rv_free(pack(&c, q, 1));
+            const size_t swa = (size_t)s->n_swa, lo = swa && p + 1 > swa ? p + 1 - swa : 0;
+            const double bound = attend64(q, k, v, lo, p + 1, d, d, want);
+            for (size_t i = 0; i < d; i++)
+                CHECK(fabs(out[(p * heads + h) * d + i] - want[i]) <= bound);
+        }
+    }
+    for (size_t i = 0; i < RV_COUNT(CHUNKS); i++) {
+        float *again = run_seq(s, CHUNKS[i], THREADS[i], false, &other);
+        CHECK(memcmp(out, again, s->n * heads * d * sizeof *out) == 0);
+        rv_free(again);
+        rv_kv_free(&other);
+    }
+    rv_kv_free(&kv);
+    rv_free(out), rv_free(xq), rv_free(k), rv_free(v), rv_free(q), rv_free(want);
+}
+
+static void sequences_match_float64_in_any_chunks(void) {
+    static const seq SEQS[] = {
+        {RV_KV_F32, 3, 1, 16, 0, 1100},     {RV_KV_F16, 4, 2, 48, 0, 700},
+        {RV_KV_F16, 2, 1, 32, 37, 700},     {RV_KV_F16, 5, 1, 64, 600, 1300},
+        {RV_KV_Q8_0, 4, 2, 32, 0, 600},     {RV_KV_Q8_0, 7, 1, 64, 90, 300},
+        {RV_KV_Q4_0, 2, 1, 96, 0, 1030},    {RV_KV_Q4_0, 2, 2, 32, 1, 130},
+        {RV_KV_Q8_0, 1, 1, 128, 513, 1100},
+    };
+    for (size_t i = 0; i < RV_COUNT(SEQS); i++) check_seq(&SEQS[i]);
+    for (size_t l = 0; l < RV_COUNT(LEVELS); l++) {
+        rvk_init(LEVELS[l]);
+        const seq s = {l % 2 ? RV_KV_Q8_0 : RV_KV_Q4_0, 4, 2, 32, 0, 150};
+        check_seq(&s);
+    }
+    rvk_init(RVK_ALL);
+}
+
+/* Without memory for the sums of segments they are not shared out, and nothing else changes. */
+static void segments_need_no_memory(void) {
+    const seq s = {RV_KV_F16, 2, 1, 32, 0, 1500};
+    rv_kv *kv;
+    float *want = run_seq(&s, 1, 8, false, &kv);
+    rv_kv_free(&kv);
+    float *got = run_seq(&s, 1, 8, true, &kv);
+    CHECK(memcmp(want, got, s.n * 64 * sizeof *got) == 0);
+    rv_kv_free(&kv);
+    rv_free(got), rv_free(want);
+}
+
+static void bytes_are_counted_exactly(void) {
+    static const struct {
+        rv_kv_type type;
+        size_t bytes; /* of one position: two layers of 3 and 1 heads of 64 */
+    } CASES[] = {{RV_KV_F32, 2 * 4 * 64 * 4},
+                 {RV_KV_F16, 2 * 4 * 64 * 2},
+                 {RV_KV_Q8_0, 2 * 4 * 2 * 34},
+                 {RV_KV_Q4_0, 2 * 4 * 2 * 18}};
+    const int32_t heads[] = {3, 1};
+    for (size_t i = 0; i < RV_COUNT(CASES); i++) {
+        rv_kv *kv;
+        CHECK(rv_kv_new(&kv, 2, heads, 64, CASES[i].type, NULL) == RV_OK);
+        CHECK(rv_kv_bytes_per_token(kv) == CASES[i].bytes && rv_kv_bytes(kv) == 0);
+        CHECK(4 * rv_kv_head_bytes(CASES[i].type, 64) == CASES[i].bytes);
+        CHECK(rv_kv_reserve(kv, RV_KV_BLOCK + 1, NULL) == RV_OK);
+        CHECK(rv_kv_bytes(kv) == 2 * RV_KV_BLOCK * CASES[i].bytes);
+        rv_kv_free(&kv);
+    }
+    CHECK(rv_kv_head_bytes(RV_KV_Q8_0, 48) == 0 && rv_kv_kernel_type((rv_kv_type)9) < 0);
+}
+
 const rv_test tests_attn[] = {
     {"cached_attention_matches_float64", cached_attention_matches_float64},
     {"cache_holds_what_the_types_round_to", cache_holds_what_the_types_round_to},
     {"extreme_codes_are_summed_exactly", extreme_codes_are_summed_exactly},
     {"nan_is_not_lost", nan_is_not_lost},
     {"attention_to_rows_matches_float64", attention_to_rows_matches_float64},
+    {"sequences_match_float64_in_any_chunks", sequences_match_float64_in_any_chunks},
+    {"segments_need_no_memory", segments_need_no_memory},
+    {"bytes_are_counted_exactly", bytes_are_counted_exactly},
     {NULL, NULL},
 };
