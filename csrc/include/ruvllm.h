@@ -280,8 +280,8 @@ typedef struct rv_model_info {
 } rv_model_info;
 
 /* Open a model: binds and checks every tensor the architecture needs.  Weights stay in the
- * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or a kv_type the head size does not
- * suit; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name. */
+ * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or a kv_type the head size does
+ * not suit; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name. */
 RV_API rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *opts,
                                rv_err *err);
 RV_API rv_model *rv_model_ref(rv_model *m);

@@ -24,10 +24,12 @@ RVK_INLINE const uint8_t *half_of(const uint8_t *run, size_t bytes, int h, size_
 /* ---- scores: s[h][..] of NQ queries against N halves ---- */
 
 RVK_INLINE void score_float(const int type, const int NQ, const int N, __m256 s[MAX_Q][HALVES],
-                            const uint8_t *const *q, const uint8_t *run, size_t bytes, size_t d) {
+                            const uint8_t *const *q, const uint8_t *run, size_t bytes, size_t d,
+                            rvk_attn_ahead *ahead) {
     const size_t half = type == RVK_F32 ? 32 : 16;
     for (size_t i = 0; i < d; i++) {
         __m256 key[HALVES];
+        rvk_attn_fetch(ahead, type == RVK_F32 ? 2 : 1);
         RVK_UNROLL
         for (int r = 0; r < N; r++) {
             const uint8_t *k = half_of(run, bytes, r, 2 * half * i, half);
@@ -100,7 +102,7 @@ RVK_INLINE void score_codes(const int type, const int NQ, const int N, __m256 s[
 /* Runs r .. r + N / 2 - 1 of the block. */
 RVK_INLINE void score(const int type, const int NQ, const int N, float w[MAX_Q][RVK_ATTN_BLOCK],
                       size_t r, const uint8_t *const *q, const uint8_t *block, size_t bytes,
-                      size_t d) {
+                      size_t d, rvk_attn_ahead *ahead) {
     __m256 s[MAX_Q][HALVES];
     RVK_UNROLL
     for (int h = 0; h < NQ; h++) {
@@ -108,7 +110,7 @@ RVK_INLINE void score(const int type, const int NQ, const int N, float w[MAX_Q][
         for (int i = 0; i < N; i++) s[h][i] = _mm256_setzero_ps();
     }
     if (type == RVK_F32 || type == RVK_F16)
-        score_float(type, NQ, N, s, q, block + r * bytes, bytes, d);
+        score_float(type, NQ, N, s, q, block + r * bytes, bytes, d, ahead);
     else
         score_codes(type, NQ, N, s, q, block + r * bytes, bytes, d);
     RVK_UNROLL
@@ -190,7 +192,7 @@ RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc,
     }
     for (size_t p = lo; p < hi; p++) {
         __m256 v[4];
-        rvk_attn_fetch(ahead, type == RVK_F32 ? 4 : type == RVK_Q4_0 ? 1 : 2);
+        rvk_attn_fetch(ahead, type == RVK_F32 ? 2 : 1);
         load_values(type, NV, v, values + p / RVK_ATTN_RUN * bytes + p % RVK_ATTN_RUN * row, i);
         RVK_UNROLL
         for (int h = 0; h < NQ; h++) {
@@ -248,8 +250,9 @@ RVK_INLINE void queries(const int type, const int NQ, const uint8_t *const *q, s
     rvk_attn_ahead ahead = rvk_attn_ahead_of(next, RVK_ATTN_BLOCK / RVK_ATTN_RUN * bytes);
     float keep[MAX_Q];
     size_t r = lo / RVK_ATTN_RUN, i = 0;
-    for (; (r + 1) * RVK_ATTN_RUN < hi; r += 2) score(type, NQ, 4, w, r, q, block, bytes, d);
-    for (; r * RVK_ATTN_RUN < hi; r++) score(type, NQ, 2, w, r, q, block, bytes, d);
+    for (; (r + 1) * RVK_ATTN_RUN < hi; r += 2)
+        score(type, NQ, 4, w, r, q, block, bytes, d, &ahead);
+    for (; r * RVK_ATTN_RUN < hi; r++) score(type, NQ, 2, w, r, q, block, bytes, d, &ahead);
     for (int h = 0; h < NQ; h++) keep[h] = soften(w[h], lo, hi, st_max + h, st_sum + h);
     for (; i + 32 <= d; i += 32) {
         for (int h = 0; scaled && h < NQ; h++)
