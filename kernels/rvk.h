@@ -209,20 +209,46 @@ typedef struct rvk_table {
     void (*shortconv)(float *y, const float *b, const float *c, const float *u, const float *taps,
                       float *state, size_t n, size_t l);
 
-    /* ---- attn: one query position against one block of keys ----
-     * Online softmax over blocks of at most RVK_ATTN_BLOCK positions; the caller walks the blocks
-     * in order, so the bits depend on where blocks start and not on how they are stored.
-     *   q      [n_q][d] the query heads that share this key head, already scaled
-     *   k, v   rows of d values for n <= RVK_ATTN_BLOCK positions, row p at + p * stride bytes
+    /* ---- attn: queries against keys and values, online softmax over blocks of positions ----
+     * The caller walks the blocks in order, so the bits of a query depend on where blocks start and
+     * on what it sees of them, and not on the other queries of the call.
+     *   n_q            queries, all for the same key head
      *   st_max, st_sum [n_q] running max (start: -INFINITY) and sum (start: 0)
-     *   acc    [n_q][d] running weighted values (start: 0); the result is acc / st_sum */
-    void (*attn_f32)(const float *q, size_t n_q, size_t d, const void *k, const void *v,
-                     size_t stride, size_t n, float *st_max, float *st_sum, float *acc);
-    void (*attn_f16)(const float *q, size_t n_q, size_t d, const void *k, const void *v,
-                     size_t stride, size_t n, float *st_max, float *st_sum, float *acc);
+     *   acc            [n_q][d] running weighted values (start: 0); the result is acc / st_sum
+     *
+     * attn[type]: a block of a cache, see below; positions lo .. hi - 1 of it, lo < hi <=
+     * RVK_ATTN_BLOCK; the others may hold anything.  NULL where there is no cache of the type.
+     *   q      F32, F16: [n_q][d] already scaled.  Q8_0, Q4_0: act_pack of each of those rows,
+     *          rvk_act_bytes(d) apart; the products of codes are exact
+     *   next   the block that will be asked for next, brought nearer meanwhile, or NULL
+     * attn_rows: float32 rows as they come, n <= RVK_ATTN_ROWS of them, row p at + p * stride
+     * bytes.
+     *
+     * With s = sum |q_i * k_i| as stored, the error of a result is at most
+     * ((d + 64) * s + 64) * 2^-23 of the largest |v|. */
+    void (*attn[RVK_N_TYPES])(const void *q, size_t n_q, size_t d, const void *block,
+                              const void *next, size_t lo, size_t hi, float *st_max, float *st_sum,
+                              float *acc);
+    void (*attn_rows)(const float *q, size_t n_q, size_t d, const float *k, const float *v,
+                      size_t stride, size_t n, float *st_max, float *st_sum, float *acc);
 } rvk_table;
 
-enum { RVK_ATTN_BLOCK = 16 };
+enum { RVK_ATTN_RUN = 16, RVK_ATTN_BLOCK = 64, RVK_ATTN_ROWS = 16 };
+
+/* ---- a block of cached keys and values ----
+ * RVK_ATTN_BLOCK positions of one key head: runs of RVK_ATTN_RUN positions, one behind the other.
+ * Keys have their positions side by side, so that a load feeds a sum per position; values are rows.
+ *   F32, F16    K [d][16]          V [16][d]
+ *   Q8_0        K [d / 4][16][4]   V [16][d], then the f16 scales of K and of V [d / 32][16] each
+ *   Q4_0        the same with two codes in a byte: of 32 values, 0 .. 15 are low halves
+ * Codes of K in Q8_0 are stored + 128, those of Q4_0 (both) + 8.  Values and scales are those that
+ * quant gives for each row of d. */
+/* Bytes of one run; 0: no cache of that type, or d does not suit it (Q8_0, Q4_0: d % 32). */
+size_t rvk_attn_run_bytes(int type, size_t d);
+/* Store position pos < RVK_ATTN_BLOCK: k, v [d]. */
+void rvk_attn_put(int type, void *block, size_t pos, const float *k, const float *v, size_t d);
+/* What position pos holds, as float32. */
+void rvk_attn_get(int type, const void *block, size_t pos, float *k, float *v, size_t d);
 
 extern rvk_table rvk; /* written by rvk_init, before any thread starts */
 /* Fill the table for cpu & what the machine has.  Tests walk down with smaller masks.  A level

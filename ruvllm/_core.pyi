@@ -81,9 +81,9 @@ def model_open(
 ) -> Model:
     """Open a GGUF model; 0 means the default of n_threads, kv_type and n_batch.
 
-    kv_type: 0 as precise as the weights, 1 F16, 2 F32.  progress: called with 0..1 while
-    prefault reads the file; an exception in it ends the opening.  repack: 0 auto, 1 never,
-    2 always.
+    kv_type: 0 as precise as the weights, 1 F16, 2 F32, 3 Q8_0, 4 Q4_0.  progress: called
+    with 0..1 while prefault reads the file; an exception in it ends the opening.  repack:
+    0 auto, 1 never, 2 always.
     """
 
 @final
@@ -213,20 +213,22 @@ def shortconv(
     """
 
 def attn(
-    f16: bool,
+    type: int,
     q: _Buffer,
     k: _Buffer,
     v: _Buffer,
-    n: int,
+    lo: int,
+    hi: int,
     st_max: _Buffer,
     st_sum: _Buffer,
     acc: _Buffer,
     /,
 ) -> None:
-    """Test hook: one block of n positions, at most 16, into the running softmax.
+    """Test hook: positions lo .. hi - 1 of a block of 64 into the running softmax.
 
-    q: float32 ``(n_q, d)``. k, v: ``(n, d)`` of float16 or float32. st_max, st_sum: writable
-    float32 ``(n_q,)``. acc: writable float32 ``(n_q, d)``.
+    type: number of the cache's type, F32, F16, Q8_0 or Q4_0. q: float32 ``(n_q, d)``. k, v: float32
+    ``(hi, d)``, rounded to the type. st_max, st_sum: writable float32 ``(n_q,)``. acc: writable
+    float32 ``(n_q, d)``.
     """
 
 # from typing import TypedDict

@@ -10,8 +10,9 @@ static rv_status check_opts(const rv_model_opts *o, rv_err *err) {
                        o->n_threads);
     if (o->n_batch < 0 || o->n_batch > 4096)
         return rv_fail(err, RV_EARG, "n_batch: is %d, want 1 .. 4096, or 0 for 128", o->n_batch);
-    if (o->kv_type != RV_KV_AUTO && o->kv_type != RV_KV_F16 && o->kv_type != RV_KV_F32)
-        return rv_fail(err, RV_EARG, "kv_type: is %d, want 0 (auto), 1 (f16) or 2 (f32)",
+    if (o->kv_type != RV_KV_AUTO && rv_kv_kernel_type(o->kv_type) < 0)
+        return rv_fail(err, RV_EARG,
+                       "kv_type: is %d, want 0 (auto), 1 (f16), 2 (f32), 3 (q8_0) or 4 (q4_0)",
                        (int)o->kv_type);
     if (o->repack != RV_REPACK_AUTO && o->repack != RV_REPACK_NEVER &&
         o->repack != RV_REPACK_ALWAYS)
@@ -33,6 +34,16 @@ static void count_tensors(rv_model *m) {
         most = bytes[i];
         m->info.main_type = (rv_dtype)i;
     }
+}
+
+/* Codes have a scale per 32 values of a head. */
+static rv_status check_kv(const rv_model *m, rv_err *err) {
+    if (!m->net->causal || rv_kv_head_bytes(m->info.kv_type, (size_t)m->net->head_dim))
+        return RV_OK;
+    return rv_fail(err, RV_EUNSUPPORTED,
+                   "%s.attention.key_length: is %d, want a multiple of 32 for kv_type %s",
+                   m->net->arch->name, m->net->head_dim,
+                   rvk_dtypes[rv_kv_kernel_type(m->info.kv_type)].name);
 }
 
 static void fill_info(rv_model *m, const rv_model_opts *o) {
@@ -57,10 +68,9 @@ static void fill_info(rv_model *m, const rv_model_opts *o) {
     if (o->kv_type == RV_KV_AUTO) info->kv_type = info->main_type == RV_F32 ? RV_KV_F32 : RV_KV_F16;
     info->n_batch = o->n_batch ? o->n_batch : 128;
     info->n_threads = rv_pool_n_threads(m->pool);
-    const uint64_t size = info->kv_type == RV_KV_F32 ? 4 : 2;
+    const uint64_t size = rv_kv_head_bytes(info->kv_type, (size_t)net->head_dim);
     for (int32_t i = 0; net->causal && i < net->n_layer; i++)
-        info->kv_bytes_per_token +=
-            2 * size * (uint64_t)net->layers[i].n_head_kv * (uint64_t)net->head_dim;
+        info->kv_bytes_per_token += size * (uint64_t)net->layers[i].n_head_kv;
 }
 
 /* Let the system read the weights while the caller still makes its prompt; costs 0.1 ms when they
@@ -126,6 +136,9 @@ rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *o
         st = rv_pool_new(&m->pool, opts->n_threads ? opts->n_threads : rv_n_cores(), err);
     if (st == RV_OK) {
         fill_info(m, opts);
+        st = check_kv(m, err);
+    }
+    if (st == RV_OK) {
         prefetch(m);
         if (opts->prefault) st = prefault(m, opts, err);
     }

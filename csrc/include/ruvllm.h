@@ -243,6 +243,8 @@ typedef enum rv_kv_type {
     RV_KV_AUTO = 0, /* F32 when the weights are F32, else F16 */
     RV_KV_F16 = 1,
     RV_KV_F32 = 2,
+    RV_KV_Q8_0 = 3, /* 8 bits and a scale per 32 values; wants a head size that is a multiple */
+    RV_KV_Q4_0 = 4, /* 4 bits, the same */
 } rv_kv_type;
 
 typedef enum rv_pooling { /* as in <arch>.pooling_type */
@@ -287,8 +289,8 @@ typedef struct rv_model_info {
 } rv_model_info;
 
 /* Open a model: binds and checks every tensor the architecture needs.  Weights stay in the
- * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type; RV_EFORMAT a missing key, a
- * missing tensor or a wrong shape, by name. */
+ * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or a kv_type the head size does
+ * not suit; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name. */
 RV_API rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *opts,
                                rv_err *err);
 RV_API rv_model *rv_model_ref(rv_model *m);

@@ -45,7 +45,7 @@ static void norm_heads(float *x, const float *g, size_t heads, size_t d, float e
     for (size_t h = 0; h < heads; h++) rvk.rms_norm(x + h * d, x + h * d, g, d, eps);
 }
 
-/* Biases, head norms, rotation, and the keys and values into the cache. */
+/* Biases, head norms and rotation. */
 static void finish_qkv(void *arg, size_t i, int i_thread) {
     (void)i_thread;
     const pass *p = arg;
@@ -61,10 +61,9 @@ static void finish_qkv(void *arg, size_t i, int i_thread) {
     if (l->k_norm) norm_heads(k, l->k_norm, g, d, net->eps);
     rvk.rope(q, h, d, (size_t)net->n_rot, cs, net->neox);
     rvk.rope(k, g, d, (size_t)net->n_rot, cs, net->neox);
-    rv_kv_write(p->kv, (size_t)l->i_kv, p->pos + i, k, v);
 }
 
-static void attention(pass *p, bool f16) {
+static void attention(pass *p) {
     rv_run *r = p->r;
     const rv_net *net = p->net;
     const rv_layer *l = p->l;
@@ -72,6 +71,7 @@ static void attention(pass *p, bool f16) {
     const rv_mm qkv[] = {{&l->wq, r->q, q}, {&l->wk, r->k, kv}, {&l->wv, r->v, kv}};
     rv_run_mm(r, qkv, 3, r->y, p->e, p->n);
     rv_run_tokens(r, p->n, finish_qkv, p);
+    rv_run_store_kv(r, p->kv, (size_t)l->i_kv, (size_t)l->n_head_kv, p->pos, p->n);
     const rv_attn_task t = {.n_head = (size_t)net->n_head,
                             .n_head_kv = (size_t)l->n_head_kv,
                             .head_dim = (size_t)net->head_dim,
@@ -79,8 +79,7 @@ static void attention(pass *p, bool f16) {
                             .pos = p->pos,
                             .n_swa = (size_t)net->n_swa,
                             .kv = p->kv,
-                            .i_layer = (size_t)l->i_kv,
-                            .f16 = f16};
+                            .i_layer = (size_t)l->i_kv};
     rv_run_attention(r, &t);
     const rv_mm out = {&l->wo, r->y, p->e};
     rv_run_mm(r, &out, 1, r->att, q, p->n);
@@ -133,7 +132,6 @@ rv_status rv_decoder_forward(rv_run *r, rv_kv *kv, float *conv, const int32_t *t
                              size_t pos, const rv_cancel *cancel, rv_err *err) {
     const rv_net *net = r->net;
     pass p = {.r = r, .net = net, .kv = kv, .n = n, .pos = pos, .e = (size_t)net->n_embd};
-    const bool f16 = rv_kv_is_f16(kv);
     const size_t state = (size_t)(net->conv_l ? net->conv_l - 1 : 0) * p.e;
     for (size_t i = 0; i < n; i++) {
         embed_token(net, tok[i], r->x + i * p.e);
@@ -146,7 +144,7 @@ rv_status rv_decoder_forward(rv_run *r, rv_kv *kv, float *conv, const int32_t *t
         p.norm = p.l->attn_norm;
         rv_run_tokens(r, n, residual_norm, &p);
         if (p.l->n_head_kv)
-            attention(&p, f16);
+            attention(&p);
         else
             short_conv(&p, conv + (size_t)p.l->i_kv * state);
         p.add = r->y;

@@ -121,6 +121,8 @@ struct rv_run {
     uint8_t *packed;                            /* [cap] packed activations */
     float *scratch;                             /* [n_threads] tiles of attention */
     size_t scratch_floats;
+    float *parts; /* attention of a few tokens in segments, see attention.c */
+    size_t cap_parts;
 };
 
 rv_status rv_run_new(rv_run **out, const rv_net *net, rv_pool *pool, rv_err *err);
@@ -153,6 +155,8 @@ rv_status rv_encoder_forward(rv_run *run, const int32_t *tok, const size_t *ends
 /* Logits [n][n_vocab] of n hidden rows. */
 void rv_net_head(rv_run *run, const float *x, size_t n, float *logits);
 
+/* ---- attention (attention.c) ---- */
+
 /* Attention of n query rows in run->q to positions.  Without kv the rows are n_text whole texts
  * (ends as in rv_encoder_forward), each attending to itself. */
 typedef struct rv_attn_task {
@@ -161,8 +165,11 @@ typedef struct rv_attn_task {
     size_t i_layer;  /* of kv */
     const size_t *ends;
     size_t n_text;
-    bool f16;
 } rv_attn_task;
 void rv_run_attention(rv_run *run, const rv_attn_task *t);
+/* The first n rows of run->k and run->v into positions pos on of a layer of kv. */
+void rv_run_store_kv(rv_run *run, rv_kv *kv, size_t i_layer, size_t n_head_kv, size_t pos,
+                     size_t n);
+size_t rv_attn_scratch_floats(const rv_net *net); /* per thread */
 
 #endif

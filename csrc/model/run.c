@@ -11,20 +11,13 @@ static size_t max_in(const rv_net *net) {
     return RV_MAX((size_t)net->n_embd, RV_MAX(att, (size_t)net->n_ff));
 }
 
-/* Tokens that share one walk over the keys; bounds the attention tile. */
-enum { ATTN_TILE = 8 };
-
 rv_status rv_run_new(rv_run **out, const rv_net *net, rv_pool *pool, rv_err *err) {
     *out = NULL;
     rv_run *r = rv_calloc(1, sizeof *r);
     if (!r) return rv_fail(err, RV_ENOMEM, "run: out of memory");
     r->net = net;
     r->pool = pool;
-    size_t group = 1;
-    for (int32_t i = 0; i < net->n_layer; i++)
-        if (net->layers[i].n_head_kv)
-            group = RV_MAX(group, (size_t)(net->n_head / net->layers[i].n_head_kv));
-    r->scratch_floats = ATTN_TILE * group * (2 * (size_t)net->head_dim + 2);
+    r->scratch_floats = rv_attn_scratch_floats(net);
     r->scratch = rv_alloc_aligned((size_t)rv_pool_n_threads(pool) * r->scratch_floats * 4);
     if (!r->scratch) {
         rv_run_free(&r);
@@ -51,6 +44,7 @@ void rv_run_free(rv_run **pr) {
     if (!r) return;
     free_buffers(r);
     rv_free(r->scratch);
+    rv_free(r->parts);
     rv_free(r);
 }
 
@@ -182,115 +176,4 @@ void rv_net_head(rv_run *r, const float *x, size_t n, float *logits) {
     rv_run_mm(r, &job, 1, x, (size_t)net->n_embd, n);
     if (net->output_b)
         for (size_t i = 0; i < n; i++) rvk.add(logits + i * v, logits + i * v, net->output_b, v);
-}
-
-/* ---- attention ----
- * The unit of work is a key head and a tile of tokens of one text.  Positions are walked in blocks
- * of RVK_ATTN_BLOCK that start at multiples of it, whatever the tile, chunk or window: a token's
- * sum over blocks is always the same sum.  A block that every token of the tile sees whole is one
- * kernel call. */
-
-typedef struct attn_loop {
-    rv_run *r;
-    const rv_attn_task *t;
-    size_t n_tiles, group;
-} attn_loop;
-
-typedef struct tile {
-    float *q, *acc, *top, *sum; /* [tokens][group][..] */
-    size_t base, len;           /* the text: its first row, and its tokens (without kv) */
-    size_t t0, n_tok, group, d; /* tokens t0 .. t0 + n_tok - 1 of it */
-} tile;
-
-static size_t first_seen(const rv_attn_task *t, size_t i) {
-    const size_t p = t->pos + i;
-    return t->n_swa && p + 1 > t->n_swa ? p + 1 - t->n_swa : 0;
-}
-
-static size_t end_seen(const rv_attn_task *t, const tile *in, size_t i) {
-    return t->kv ? t->pos + i + 1 : in->len;
-}
-
-static rv_kv_span span_at(const attn_loop *l, const tile *in, size_t g, size_t pos) {
-    const rv_attn_task *t = l->t;
-    if (t->kv) return rv_kv_at(t->kv, t->i_layer, g, pos);
-    const size_t row = t->n_head_kv * t->head_dim, off = (in->base + pos) * row + g * t->head_dim;
-    return (rv_kv_span){l->r->k + off, l->r->v + off, row * 4, in->len - pos};
-}
-
-/* Tokens a .. a + n_tok - 1 of the tile against positions lo .. hi - 1, inside one block. */
-static void walk(const attn_loop *l, const tile *t, size_t g, size_t a, size_t n_tok, size_t lo,
-                 size_t hi) {
-    const rv_kv_span s = span_at(l, t, g, lo);
-    const size_t h = a * t->group;
-    (l->t->f16 ? rvk.attn_f16 : rvk.attn_f32)(t->q + h * t->d, n_tok * t->group, t->d, s.k, s.v,
-                                              s.stride, hi - lo, t->top + h, t->sum + h,
-                                              t->acc + h * t->d);
-}
-
-static void walk_block(const attn_loop *l, const tile *t, size_t g, size_t b) {
-    const size_t lo = b * RVK_ATTN_BLOCK, hi = lo + RVK_ATTN_BLOCK;
-    if (first_seen(l->t, t->t0 + t->n_tok - 1) <= lo && hi <= end_seen(l->t, t, t->t0)) {
-        walk(l, t, g, 0, t->n_tok, lo, hi);
-        return;
-    }
-    for (size_t a = 0; a < t->n_tok; a++) {
-        const size_t from = RV_MAX(lo, first_seen(l->t, t->t0 + a));
-        const size_t to = RV_MIN(hi, end_seen(l->t, t, t->t0 + a));
-        if (from < to) walk(l, t, g, a, 1, from, to);
-    }
-}
-
-/* The queries of the tile scaled into its scratch; the running sums empty. */
-static void begin_tile(const attn_loop *l, tile *t, size_t g, int i_thread) {
-    const size_t heads = t->n_tok * t->group, n = t->group * t->d, ld = l->t->n_head * t->d;
-    t->q = l->r->scratch + (size_t)i_thread * l->r->scratch_floats;
-    t->acc = t->q + heads * t->d;
-    t->top = t->acc + heads * t->d;
-    t->sum = t->top + heads;
-    for (size_t a = 0; a < t->n_tok; a++) {
-        const float *q = l->r->q + (t->base + t->t0 + a) * ld + g * n;
-        for (size_t i = 0; i < n; i++) t->q[a * n + i] = q[i] * l->r->net->attn_scale;
-    }
-    memset(t->acc, 0, heads * t->d * 4);
-    for (size_t h = 0; h < heads; h++) t->top[h] = -__builtin_inff(), t->sum[h] = 0.0f;
-}
-
-static void attend(const attn_loop *l, tile *t, size_t g, int i_thread) {
-    const size_t n = t->group * t->d, ld = l->t->n_head * t->d;
-    begin_tile(l, t, g, i_thread);
-    const size_t end = end_seen(l->t, t, t->t0 + t->n_tok - 1);
-    for (size_t b = first_seen(l->t, t->t0) / RVK_ATTN_BLOCK; b * RVK_ATTN_BLOCK < end; b++)
-        walk_block(l, t, g, b);
-    for (size_t a = 0; a < t->n_tok; a++) {
-        float *out = l->r->att + (t->base + t->t0 + a) * ld + g * n;
-        for (size_t h = 0; h < t->group; h++)
-            for (size_t i = 0; i < t->d; i++)
-                out[h * t->d + i] = t->acc[a * n + h * t->d + i] / t->sum[a * t->group + h];
-    }
-}
-
-static void attn_causal(void *arg, size_t i_chunk, int i_thread) {
-    const attn_loop *l = arg;
-    tile t = {.t0 = i_chunk % l->n_tiles * ATTN_TILE, .group = l->group, .d = l->t->head_dim};
-    t.n_tok = RV_MIN((size_t)ATTN_TILE, l->t->n - t.t0);
-    attend(l, &t, i_chunk / l->n_tiles, i_thread);
-}
-
-static void attn_text(void *arg, size_t i_chunk, int i_thread) {
-    const attn_loop *l = arg;
-    const size_t i = i_chunk / l->t->n_head_kv, base = i ? l->t->ends[i - 1] : 0;
-    tile t = {.base = base, .len = l->t->ends[i] - base, .group = l->group, .d = l->t->head_dim};
-    for (; t.t0 < t.len; t.t0 += ATTN_TILE) {
-        t.n_tok = RV_MIN((size_t)ATTN_TILE, t.len - t.t0);
-        attend(l, &t, i_chunk % l->t->n_head_kv, i_thread);
-    }
-}
-
-void rv_run_attention(rv_run *r, const rv_attn_task *t) {
-    attn_loop l = {r, t, (t->n + ATTN_TILE - 1) / ATTN_TILE, t->n_head / t->n_head_kv};
-    if (t->kv)
-        rv_pool_run(r->pool, l.n_tiles * t->n_head_kv, attn_causal, &l);
-    else
-        rv_pool_run(r->pool, t->n_text * t->n_head_kv, attn_text, &l);
 }

@@ -455,11 +455,33 @@ static PyObject *py_shortconv(PyObject *m, PyObject *args) {
     return finish(&b, out != NULL);
 }
 
+/* Rows [hi][d] of keys and values as a block of the cache, and queries as its kernel wants them;
+ * NULL without memory. */
+static void *attn_block(int type, const float *k, const float *v, size_t hi, size_t d) {
+    void *block = rv_alloc_aligned(RVK_ATTN_BLOCK / RVK_ATTN_RUN * rvk_attn_run_bytes(type, d));
+    for (size_t p = 0; block && p < hi; p++) rvk_attn_put(type, block, p, k + p * d, v + p * d, d);
+    return block;
+}
+
+static void *attn_queries(int type, const float *q, size_t n_q, size_t d) {
+    const bool codes = type == RVK_Q8_0 || type == RVK_Q4_0;
+    const size_t row = codes ? rvk_act_bytes(d) : d * sizeof *q;
+    char *out = rv_alloc_aligned(n_q * row);
+    for (size_t h = 0; out && h < n_q; h++) {
+        if (codes)
+            rvk.act_pack(out + h * row, q + h * d, d);
+        else
+            memcpy(out + h * row, q + h * d, row);
+    }
+    return out;
+}
+
 static PyObject *py_attn(PyObject *m, PyObject *args) {
-    int f16;
+    int type;
     PyObject *o_q, *o_k, *o_v, *o_max, *o_sum, *o_acc;
-    Py_ssize_t n;
-    if (!PyArg_ParseTuple(args, "pOOOnOOO", &f16, &o_q, &o_k, &o_v, &n, &o_max, &o_sum, &o_acc))
+    Py_ssize_t lo, hi;
+    if (!PyArg_ParseTuple(args, "iOOOnnOOO", &type, &o_q, &o_k, &o_v, &lo, &hi, &o_max, &o_sum,
+                          &o_acc))
         return NULL;
     buffers b = {.m = m};
     rv_err err = {0};
@@ -468,22 +490,27 @@ static PyObject *py_attn(PyObject *m, PyObject *args) {
     float *st_sum = st_max ? take_f32(&b, o_sum, true, n_q, "attn: st_sum") : NULL;
     const float *q = st_sum ? take_f32(&b, o_q, false, SIZE_MAX, "attn: q") : NULL;
     if (!q) return finish(&b, false);
-    const size_t n_q_values = last_floats(&b);
-    if (n < 1 || n > RVK_ATTN_BLOCK || n_q == 0 || n_q_values == 0 || n_q_values % n_q) {
+    const size_t n_values = last_floats(&b), d = n_q ? n_values / n_q : 0;
+    if (lo < 0 || lo >= hi || hi > RVK_ATTN_BLOCK || d == 0 || n_values % n_q ||
+        !rvk_attn_run_bytes(type, d)) {
         rv_fail(&err, RV_EARG,
-                "attn: found %zd positions, %zu heads and %zu query values, want 1 "
-                "to %d positions and whole heads",
-                n, n_q, n_q_values, RVK_ATTN_BLOCK);
+                "attn: found type %d, positions %zd to %zd, %zu heads and %zu query values, want "
+                "a type with a cache, positions within %d and whole heads",
+                type, lo, hi, n_q, n_values, RVK_ATTN_BLOCK);
         return fail(&b, &err);
     }
-    const size_t d = n_q_values / n_q, stride = d * (f16 ? 2 : sizeof(float));
-    float *acc = take_f32(&b, o_acc, true, n_q_values, "attn: acc");
-    const void *k = acc ? take_bytes(&b, o_k, false, (size_t)n * stride, "attn: k") : NULL;
-    const void *v = k ? take_bytes(&b, o_v, false, (size_t)n * stride, "attn: v") : NULL;
-    if (v)
-        (f16 ? rvk.attn_f16 : rvk.attn_f32)(q, n_q, d, k, v, stride, (size_t)n, st_max, st_sum,
-                                            acc);
-    return finish(&b, v != NULL);
+    float *acc = take_f32(&b, o_acc, true, n_values, "attn: acc");
+    const float *k = acc ? take_f32(&b, o_k, false, (size_t)hi * d, "attn: k") : NULL;
+    const float *v = k ? take_f32(&b, o_v, false, (size_t)hi * d, "attn: v") : NULL;
+    if (!v) return finish(&b, false);
+    void *block = attn_block(type, k, v, (size_t)hi, d), *qs = attn_queries(type, q, n_q, d);
+    if (block && qs)
+        rvk.attn[type](qs, n_q, d, block, NULL, (size_t)lo, (size_t)hi, st_max, st_sum, acc);
+    else
+        rv_fail(&err, RV_ENOMEM, "attn: out of memory");
+    rv_free(block);
+    rv_free(qs);
+    return err.code == RV_OK ? finish(&b, true) : fail(&b, &err);
 }
 
 static PyMethodDef methods[] = {
@@ -503,7 +530,7 @@ static PyMethodDef methods[] = {
     {"gelu", py_gelu, METH_VARARGS, "gelu(x, out)"},
     {"add", py_add, METH_VARARGS, "add(a, b, out)"},
     {"shortconv", py_shortconv, METH_VARARGS, "shortconv(b, c, u, taps, state, l, out)"},
-    {"attn", py_attn, METH_VARARGS, "attn(f16, q, k, v, n, st_max, st_sum, acc)"},
+    {"attn", py_attn, METH_VARARGS, "attn(type, q, k, v, lo, hi, st_max, st_sum, acc)"},
     {NULL, NULL, 0, NULL},
 };
 

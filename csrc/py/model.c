@@ -135,6 +135,7 @@ static void model_dealloc(PyObject *o) {
     Py_DECREF(t);
 }
 
+static const char *const KV_TYPES[] = {"auto", "f16", "f32", "q8_0", "q4_0"};
 static const char *const POOLING[] = {"none", "mean", "cls", "last"};
 
 static PyObject *str_of(rv_str s) {
@@ -149,9 +150,9 @@ static PyObject *model_info(PyObject *o, PyObject *none) {
         str_of(i->arch), "name", str_of(i->name), "n_vocab", i->n_vocab, "n_embd", i->n_embd,
         "n_layer", i->n_layer, "n_head", i->n_head, "n_head_kv", i->n_head_kv, "head_dim",
         i->head_dim, "n_ff", i->n_ff, "n_ctx", i->n_ctx, "n_swa", i->n_swa, "causal",
-        PyBool_FromLong(i->causal), "pooling", POOLING[i->pooling], "kv_type",
-        i->kv_type == RV_KV_F32 ? "f32" : "f16", "n_threads", i->n_threads, "n_batch", i->n_batch,
-        "n_params", (unsigned long long)i->n_params, "n_bytes", (unsigned long long)i->n_bytes,
+        PyBool_FromLong(i->causal), "pooling", POOLING[i->pooling], "kv_type", KV_TYPES[i->kv_type],
+        "n_threads", i->n_threads, "n_batch", i->n_batch, "n_params",
+        (unsigned long long)i->n_params, "n_bytes", (unsigned long long)i->n_bytes,
         "kv_bytes_per_token", (unsigned long long)i->kv_bytes_per_token, "main_type",
         (int)i->main_type);
 }

@@ -3,19 +3,73 @@
 
 #include "rvk.h"
 
-/* The signature of rvk_table.attn_f32 and attn_f16. */
+/* The signature of rvk_table.attn. */
 #define RVK_ATTN_ARGS                                                                              \
-    const float *q, size_t n_q, size_t d, const void *k, const void *v, size_t stride, size_t n,   \
+    const void *q, size_t n_q, size_t d, const void *block, const void *next, size_t lo,           \
+        size_t hi, float *st_max, float *st_sum, float *acc
+
+/* The signature of rvk_table.attn_rows. */
+#define RVK_ATTN_ROWS_ARGS                                                                         \
+    const float *q, size_t n_q, size_t d, const float *k, const float *v, size_t stride, size_t n, \
         float *st_max, float *st_sum, float *acc
 
 void rvk_attn_f32_ref(RVK_ATTN_ARGS);
 void rvk_attn_f16_ref(RVK_ATTN_ARGS);
+void rvk_attn_q8_0_ref(RVK_ATTN_ARGS);
+void rvk_attn_q4_0_ref(RVK_ATTN_ARGS);
 void rvk_attn_f32_avx2(RVK_ATTN_ARGS);
 void rvk_attn_f16_avx2(RVK_ATTN_ARGS);
+void rvk_attn_q8_0_avx2(RVK_ATTN_ARGS);
+void rvk_attn_q4_0_avx2(RVK_ATTN_ARGS);
 void rvk_attn_f32_avx512(RVK_ATTN_ARGS);
 void rvk_attn_f16_avx512(RVK_ATTN_ARGS);
+void rvk_attn_q8_0_vnni(RVK_ATTN_ARGS);
+void rvk_attn_q4_0_vnni(RVK_ATTN_ARGS);
 
-/* Widest head the vector versions hold on the stack; wider ones go to the oracle. */
+void rvk_attn_rows_ref(RVK_ATTN_ROWS_ARGS);
+void rvk_attn_rows_avx2(RVK_ATTN_ROWS_ARGS);
+void rvk_attn_rows_avx512(RVK_ATTN_ROWS_ARGS);
+
+/* Widest head the vector versions of attn_rows hold on the stack; wider ones go to the oracle. */
 enum { RVK_ATTN_MAX_D = 512 };
+
+/* Where the parts of a run start, in bytes from its start (from that of K for ks). */
+static inline size_t rvk_attn_code_bytes(int type, size_t d) { /* of K, and of V */
+    switch (type) {
+    case RVK_F32: return 64 * d;
+    case RVK_F16: return 32 * d;
+    case RVK_Q8_0: return 16 * d;
+    default: return 8 * d;
+    }
+}
+
+/* Bytes of a row of values. */
+static inline size_t rvk_attn_row_bytes(int type, size_t d) {
+    return rvk_attn_code_bytes(type, d) / RVK_ATTN_RUN;
+}
+
+#define RVK_INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define RVK_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define RVK_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* What is left of the next block to bring into the second cache, some lines at every step of the
+ * work on this one: asked for all at once they would hold up its loads. */
+typedef struct rvk_attn_ahead {
+    const char *p, *end;
+} rvk_attn_ahead;
+
+RVK_INLINE rvk_attn_ahead rvk_attn_ahead_of(const void *next, size_t bytes) {
+    return (rvk_attn_ahead){next, next ? (const char *)next + bytes : next};
+}
+
+RVK_INLINE void rvk_attn_fetch(rvk_attn_ahead *a, const int lines) {
+    if (a->p >= a->end) return;
+    RVK_UNROLL
+    for (int i = 0; i < lines; i++) __builtin_prefetch(a->p + 64 * i, 0, 2);
+    a->p += 64 * lines;
+}
 
 #endif

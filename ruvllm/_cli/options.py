@@ -203,6 +203,8 @@ class KvType(enum.StrEnum):
     auto = "auto"
     f16 = "f16"
     f32 = "f32"
+    q8_0 = "q8_0"
+    q4_0 = "q4_0"
 
 
 @dataclasses.dataclass

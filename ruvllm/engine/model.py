@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("ruvllm")
 _T = TypeVar("_T")
-_KV_TYPES = {"auto": 0, "f16": 1, "f32": 2}
+_KV_TYPES = {"auto": 0, "f16": 1, "f32": 2, "q8_0": 3, "q4_0": 4}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,8 +80,9 @@ class Model:
     n_threads: 1 .. 256; None: what ``ruvllm bench --tune`` found best for this model here, else one
     per physical core.  n_ctx: most tokens of one request, 1 .. the trained context, which is the
     default; memory grows with use.  n_batch: tokens per prefill chunk, 1 .. 4096; None: 128; never
-    changes a result.  kv_type: "f16", "f32", or "auto": as precise as the weights.  prefault: read
-    the whole file now instead of on first use; progress is then called with 0..1.
+    changes a result.  kv_type: how keys and values are kept, "f32", "f16", "q8_0", "q4_0" (the last
+    two want a head size that is a multiple of 32), or "auto": F32 for F32 weights, else F16.
+    prefault: read the whole file now instead of on first use; progress is then called with 0..1.
     repack: hold quantised weights a second time in the order the kernels read, which makes
     decoding faster and changes no result; None: where that leaves half of the memory free.
     chat_template: Jinja source to use instead of the file's.
@@ -99,7 +100,7 @@ class Model:
         n_threads: int | None = None,
         n_ctx: int | None = None,
         n_batch: int | None = None,
-        kv_type: Literal["auto", "f16", "f32"] = "auto",
+        kv_type: Literal["auto", "f16", "f32", "q8_0", "q4_0"] = "auto",
         prefault: bool = False,
         progress: Callable[[float], None] | None = None,
         repack: bool | None = None,
@@ -107,7 +108,7 @@ class Model:
         witness: bool | WitnessLog = True,
     ) -> None:
         if kv_type not in _KV_TYPES:
-            raise ArgumentError(f"kv_type: is {kv_type!r}, want auto, f16 or f32")
+            raise ArgumentError(f"kv_type: is {kv_type!r}, want one of {', '.join(_KV_TYPES)}")
         for name, value, most in (("n_threads", n_threads, 256), ("n_batch", n_batch, 4096)):
             if value is not None:
                 check_whole(name, value, 1, most)

@@ -1,4 +1,4 @@
-/* Attention against one block with AVX-512.
+/* Attention against float32 rows with AVX-512.
  *
  * The block's keys are turned once so that lanes are positions: a score vector of sixteen positions
  * is then a chain of fused multiply-adds with one value of the query, and the softmax of the block
@@ -16,19 +16,15 @@ static inline __mmask16 lanes(size_t left) {
 }
 
 /* 16 values from i on of row p, as float32; lanes beyond d are 0. */
-static inline __m512 load16(const void *rows, size_t stride, size_t p, size_t i, size_t d,
-                            bool half) {
-    const char *row = (const char *)rows + p * stride;
-    const __mmask16 m = lanes(d - i);
-    return half ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, row + 2 * i))
-                : _mm512_maskz_loadu_ps(m, row + 4 * i);
+static inline __m512 load16(const void *rows, size_t stride, size_t p, size_t i, size_t d) {
+    return _mm512_maskz_loadu_ps(lanes(d - i), (const char *)rows + p * stride + 4 * i);
 }
 
-static void widen(float *tile, const void *rows, size_t stride, size_t n, size_t d, bool half) {
+static void widen(float *tile, const void *rows, size_t stride, size_t n, size_t d) {
     const size_t dp = (d + 15) / 16 * 16;
     for (size_t p = 0; p < n; p++)
         for (size_t i = 0; i < d; i += 16)
-            _mm512_store_ps(tile + p * dp + i, load16(rows, stride, p, i, d, half));
+            _mm512_store_ps(tile + p * dp + i, load16(rows, stride, p, i, d));
 }
 
 /* out[j] lane p = in[p] lane j. */
@@ -58,11 +54,11 @@ static inline void turn16(const __m512 in[16], float *out) {
 }
 
 /* keys[i] lane p = dimension i of position p; positions from n on are 0. */
-static void turn(float *keys, const void *rows, size_t stride, size_t n, size_t d, bool half) {
+static void turn(float *keys, const void *rows, size_t stride, size_t n, size_t d) {
     for (size_t i = 0; i < d; i += 16) {
         __m512 in[16];
         for (size_t p = 0; p < 16; p++)
-            in[p] = p < n ? load16(rows, stride, p, i, d, half) : _mm512_setzero_ps();
+            in[p] = p < n ? load16(rows, stride, p, i, d) : _mm512_setzero_ps();
         turn16(in, keys + 16 * i);
     }
 }
@@ -125,11 +121,11 @@ static inline float soften(__m512 s, size_t n, float *w, float *st_max, float *s
 
 enum { MAX_Q = 64 }; /* query heads whose weights wait on the stack for the values */
 
-static void attn_heads(RVK_ATTN_ARGS, float *tile, bool half) {
+static void attn_heads(RVK_ATTN_ROWS_ARGS, float *tile) {
     _Alignas(64) float w[MAX_Q * 16];
     float keep[MAX_Q];
     __m512 s[4];
-    turn(tile, k, stride, n, d, half);
+    turn(tile, k, stride, n, d);
     for (size_t h = 0; h < n_q; h += 4) {
         const size_t m = n_q - h < 4 ? n_q - h : 4;
         if (m == 4)
@@ -139,31 +135,20 @@ static void attn_heads(RVK_ATTN_ARGS, float *tile, bool half) {
         for (size_t i = 0; i < m; i++)
             keep[h + i] = soften(s[i], n, w + 16 * (h + i), st_max + h + i, st_sum + h + i);
     }
-    widen(tile, v, stride, n, d, half);
+    widen(tile, v, stride, n, d);
     size_t h = 0;
     for (; h + 4 <= n_q; h += 4) weigh(acc + h * d, w + 16 * h, keep + h, 4, tile, n, d);
     for (; h < n_q; h++) weigh(acc + h * d, w + 16 * h, keep + h, 1, tile, n, d);
 }
 
-static void attn_block(RVK_ATTN_ARGS, bool half) {
-    _Alignas(64) float tile[RVK_ATTN_BLOCK * RVK_ATTN_MAX_D];
+void rvk_attn_rows_avx512(RVK_ATTN_ROWS_ARGS) {
+    if (d > RVK_ATTN_MAX_D) {
+        rvk_attn_rows_ref(q, n_q, d, k, v, stride, n, st_max, st_sum, acc);
+        return;
+    }
+    _Alignas(64) float tile[RVK_ATTN_ROWS * RVK_ATTN_MAX_D];
     for (size_t h = 0; h < n_q; h += MAX_Q) {
         const size_t m = n_q - h < MAX_Q ? n_q - h : MAX_Q;
-        attn_heads(q + h * d, m, d, k, v, stride, n, st_max + h, st_sum + h, acc + h * d, tile,
-                   half);
+        attn_heads(q + h * d, m, d, k, v, stride, n, st_max + h, st_sum + h, acc + h * d, tile);
     }
-}
-
-void rvk_attn_f32_avx512(RVK_ATTN_ARGS) {
-    if (d > RVK_ATTN_MAX_D)
-        rvk_attn_f32_ref(q, n_q, d, k, v, stride, n, st_max, st_sum, acc);
-    else
-        attn_block(q, n_q, d, k, v, stride, n, st_max, st_sum, acc, false);
-}
-
-void rvk_attn_f16_avx512(RVK_ATTN_ARGS) {
-    if (d > RVK_ATTN_MAX_D)
-        rvk_attn_f16_ref(q, n_q, d, k, v, stride, n, st_max, st_sum, acc);
-    else
-        attn_block(q, n_q, d, k, v, stride, n, st_max, st_sum, acc, true);
 }

@@ -1,5 +1,5 @@
-/* Attention against one block with AVX2: as attn_avx512.c, rows padded to a multiple of 8, scores
- * reduced one by one. */
+/* Attention against float32 rows with AVX2: rows padded to a multiple of 8, scores reduced one by
+ * one. */
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -7,27 +7,12 @@
 #include "attn/attn.h"
 #include "exp_avx2.h"
 
-static void widen(float *tile, const void *rows, size_t stride, size_t n, size_t d, bool half) {
+/* Rows padded with zeros to whole registers. */
+static void widen(float *tile, const float *rows, size_t stride, size_t n, size_t d) {
     const size_t dp = (d + 7) / 8 * 8;
     for (size_t p = 0; p < n; p++) {
-        const char *row = (const char *)rows + p * stride;
-        float *out = tile + p * dp;
-        size_t i = 0;
-        if (!half) {
-            memcpy(out, row, d * 4);
-            i = d;
-        }
-        for (; i + 8 <= d; i += 8) {
-            __m128i x;
-            memcpy(&x, row + 2 * i, 16);
-            _mm256_store_ps(out + i, _mm256_cvtph_ps(x));
-        }
-        for (; i < d; i++) {
-            uint16_t x;
-            memcpy(&x, row + 2 * i, 2);
-            out[i] = _cvtsh_ss(x);
-        }
-        for (; i < dp; i++) out[i] = 0.0f;
+        memcpy(tile + p * dp, (const char *)rows + p * stride, d * 4);
+        for (size_t i = d; i < dp; i++) tile[p * dp + i] = 0.0f;
     }
 }
 
@@ -41,7 +26,7 @@ static inline float sum8(__m256 v) {
 static float scores(float *s, const float *q, const float *tile, size_t n, size_t d) {
     const size_t dp = (d + 7) / 8 * 8;
     float top = -INFINITY;
-    for (size_t p = 0; p < RVK_ATTN_BLOCK; p++) {
+    for (size_t p = 0; p < RVK_ATTN_ROWS; p++) {
         s[p] = -INFINITY;
         if (p >= n) continue;
         __m256 a = _mm256_setzero_ps();
@@ -72,12 +57,12 @@ static void weigh(float *acc, const float *w, float keep, const float *tile, siz
 
 enum { MAX_Q = 64 };
 
-static void attn_heads(RVK_ATTN_ARGS, float *tile, bool half) {
+static void attn_heads(RVK_ATTN_ROWS_ARGS, float *tile) {
     _Alignas(32) float w[MAX_Q * 16], padded[RVK_ATTN_MAX_D];
     float keep[MAX_Q];
     const size_t dp = (d + 7) / 8 * 8;
     memset(padded, 0, dp * 4);
-    widen(tile, k, stride, n, d, half);
+    widen(tile, k, stride, n, d);
     for (size_t h = 0; h < n_q; h++) {
         float *e = w + 16 * h;
         memcpy(padded, q + h * d, d * 4);
@@ -91,29 +76,18 @@ static void attn_heads(RVK_ATTN_ARGS, float *tile, bool half) {
         st_sum[h] = st_sum[h] * keep[h] + sum8(_mm256_add_ps(lo, hi));
         st_max[h] = top;
     }
-    widen(tile, v, stride, n, d, half);
+    widen(tile, v, stride, n, d);
     for (size_t h = 0; h < n_q; h++) weigh(acc + h * d, w + 16 * h, keep[h], tile, n, d);
 }
 
-static void attn_block(RVK_ATTN_ARGS, bool half) {
-    _Alignas(32) float tile[RVK_ATTN_BLOCK * RVK_ATTN_MAX_D];
+void rvk_attn_rows_avx2(RVK_ATTN_ROWS_ARGS) {
+    if (d > RVK_ATTN_MAX_D) {
+        rvk_attn_rows_ref(q, n_q, d, k, v, stride, n, st_max, st_sum, acc);
+        return;
+    }
+    _Alignas(64) float tile[RVK_ATTN_ROWS * RVK_ATTN_MAX_D];
     for (size_t h = 0; h < n_q; h += MAX_Q) {
         const size_t m = n_q - h < MAX_Q ? n_q - h : MAX_Q;
-        attn_heads(q + h * d, m, d, k, v, stride, n, st_max + h, st_sum + h, acc + h * d, tile,
-                   half);
+        attn_heads(q + h * d, m, d, k, v, stride, n, st_max + h, st_sum + h, acc + h * d, tile);
     }
-}
-
-void rvk_attn_f32_avx2(RVK_ATTN_ARGS) {
-    if (d > RVK_ATTN_MAX_D)
-        rvk_attn_f32_ref(q, n_q, d, k, v, stride, n, st_max, st_sum, acc);
-    else
-        attn_block(q, n_q, d, k, v, stride, n, st_max, st_sum, acc, false);
-}
-
-void rvk_attn_f16_avx2(RVK_ATTN_ARGS) {
-    if (d > RVK_ATTN_MAX_D)
-        rvk_attn_f16_ref(q, n_q, d, k, v, stride, n, st_max, st_sum, acc);
-    else
-        attn_block(q, n_q, d, k, v, stride, n, st_max, st_sum, acc, true);
 }

@@ -1,0 +1,193 @@
+/* The layout of cached keys and values, value by value, and attention against it, the oracle. */
+#include <math.h>
+#include <string.h>
+
+#include "attn/attn.h"
+
+static bool quantised(int type) {
+    return type == RVK_Q8_0 || type == RVK_Q4_0;
+}
+
+size_t rvk_attn_run_bytes(int type, size_t d) {
+    if (quantised(type)) return d % RVK_QK ? 0 : 2 * (rvk_attn_code_bytes(type, d) + d);
+    return type == RVK_F32 || type == RVK_F16 ? 2 * rvk_attn_code_bytes(type, d) : 0;
+}
+
+/* ---- writing: 32 values, i of them from dimension at on ---- */
+
+/* Four codes that belong side by side. */
+static void put4(uint8_t *to, const uint8_t *codes) {
+    memcpy(to, codes, 4);
+}
+
+static void put_f32(uint8_t *run, size_t p, const float *k, size_t d) {
+    for (size_t i = 0; i < d; i++) memcpy(run + 4 * (16 * i + p), k + i, 4);
+}
+
+static void put_f16(uint8_t *run, size_t p, const float *k, size_t d) {
+    uint16_t half[RVK_QK];
+    for (size_t i = 0; i < d; i += RVK_QK) {
+        const size_t n = d - i < RVK_QK ? d - i : RVK_QK;
+        rvk.quant[RVK_F16](half, k + i, n);
+        for (size_t j = 0; j < n; j++) memcpy(run + 2 * (16 * (i + j) + p), half + j, 2);
+    }
+}
+
+/* Keys at run, or values at their row; scales [d / 32][16]. */
+static void put_q8_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, const float *x,
+                     size_t d) {
+    for (size_t b = 0; b < d / RVK_QK; b++) {
+        rvk_q8_0 q;
+        rvk.quant[RVK_Q8_0](&q, x + RVK_QK * b, RVK_QK);
+        memcpy(scales + 2 * (16 * b + p), &q.d, 2);
+        if (row) {
+            memcpy(row + RVK_QK * b, q.qs, RVK_QK);
+            continue;
+        }
+        uint8_t codes[RVK_QK];
+        for (int i = 0; i < RVK_QK; i++) codes[i] = (uint8_t)(q.qs[i] + 128);
+        for (size_t g = 0; g < 8; g++) put4(run + 64 * (8 * b + g) + 4 * p, codes + 4 * g);
+    }
+}
+
+static void put_q4_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, const float *x,
+                     size_t d) {
+    for (size_t b = 0; b < d / RVK_QK; b++) {
+        rvk_q4_0 q;
+        rvk.quant[RVK_Q4_0](&q, x + RVK_QK * b, RVK_QK);
+        memcpy(scales + 2 * (16 * b + p), &q.d, 2);
+        if (row) {
+            memcpy(row + 16 * b, q.qs, 16);
+            continue;
+        }
+        for (size_t g = 0; g < 4; g++) put4(run + 64 * (4 * b + g) + 4 * p, q.qs + 4 * g);
+    }
+}
+
+void rvk_attn_put(int type, void *block, size_t pos, const float *k, const float *v, size_t d) {
+    uint8_t *run = (uint8_t *)block + pos / RVK_ATTN_RUN * rvk_attn_run_bytes(type, d);
+    const size_t p = pos % RVK_ATTN_RUN, codes = rvk_attn_code_bytes(type, d);
+    uint8_t *row = run + codes + p * rvk_attn_row_bytes(type, d), *scales = run + 2 * codes;
+    if (type == RVK_F32) {
+        put_f32(run, p, k, d);
+        memcpy(row, v, 4 * d);
+    } else if (type == RVK_F16) {
+        put_f16(run, p, k, d);
+        rvk.quant[RVK_F16](row, v, d);
+    } else if (type == RVK_Q8_0) {
+        put_q8_0(run, NULL, scales, p, k, d);
+        put_q8_0(NULL, row, scales + d, p, v, d);
+    } else {
+        put_q4_0(run, NULL, scales, p, k, d);
+        put_q4_0(NULL, row, scales + d, p, v, d);
+    }
+}
+
+/* ---- reading ---- */
+
+typedef struct place {
+    const uint8_t *run;
+    int type;
+    size_t p, d, codes;
+} place;
+
+static place place_of(int type, const void *block, size_t pos, size_t d) {
+    const size_t bytes = rvk_attn_run_bytes(type, d);
+    return (place){(const uint8_t *)block + pos / RVK_ATTN_RUN * bytes, type, pos % RVK_ATTN_RUN, d,
+                   rvk_attn_code_bytes(type, d)};
+}
+
+static float half_at(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    return rvk_f16_to_f32(h);
+}
+
+static int nibble(uint8_t byte, size_t i) {
+    return (i % RVK_QK < 16 ? byte & 15 : byte >> 4) - 8;
+}
+
+/* The code (or value) of dimension i, and what it is multiplied by. */
+static double key_code(const place *a, size_t i) {
+    const uint8_t *r = a->run;
+    const size_t p = a->p;
+    float f;
+    switch (a->type) {
+    case RVK_F32: memcpy(&f, r + 4 * (16 * i + p), 4); return (double)f;
+    case RVK_F16: return (double)half_at(r + 2 * (16 * i + p));
+    case RVK_Q8_0: return r[64 * (i / 4) + 4 * p + i % 4] - 128;
+    default: return nibble(r[64 * (i / RVK_QK * 4 + i % 16 / 4) + 4 * p + i % 4], i);
+    }
+}
+
+static double value_code(const place *a, size_t i) {
+    const uint8_t *row = a->run + a->codes + a->p * rvk_attn_row_bytes(a->type, a->d);
+    float f;
+    switch (a->type) {
+    case RVK_F32: memcpy(&f, row + 4 * i, 4); return (double)f;
+    case RVK_F16: return (double)half_at(row + 2 * i);
+    case RVK_Q8_0: return (int8_t)row[i];
+    default: return nibble(row[i / RVK_QK * 16 + i % 16], i);
+    }
+}
+
+static double scale_at(const place *a, size_t i, bool value) {
+    if (!quantised(a->type)) return 1.0;
+    return (double)half_at(a->run + 2 * a->codes + (value ? a->d : 0) +
+                           2 * (i / RVK_QK * 16 + a->p));
+}
+
+void rvk_attn_get(int type, const void *block, size_t pos, float *k, float *v, size_t d) {
+    const place a = place_of(type, block, pos, d);
+    for (size_t i = 0; i < d; i++) {
+        k[i] = (float)(key_code(&a, i) * scale_at(&a, i, false));
+        v[i] = (float)(value_code(&a, i) * scale_at(&a, i, true));
+    }
+}
+
+/* ---- attention ---- */
+
+/* Dimension i of query h. */
+static double query(int type, const void *q, size_t h, size_t i, size_t d) {
+    if (!quantised(type)) return (double)((const float *)q)[h * d + i];
+    const char *row = (const char *)q + h * rvk_act_bytes(d);
+    float scale;
+    memcpy(&scale, row + rvk_act_off_d(d) + i / RVK_QK * sizeof scale, sizeof scale);
+    return (double)scale * (int8_t)row[i];
+}
+
+static void attn_block(RVK_ATTN_ARGS, int type) {
+    (void)next;
+    for (size_t h = 0; h < n_q; h++) {
+        double s[RVK_ATTN_BLOCK], top = (double)st_max[h];
+        for (size_t p = lo; p < hi; p++) {
+            const place a = place_of(type, block, p, d);
+            s[p] = 0.0;
+            for (size_t i = 0; i < d; i++)
+                s[p] += query(type, q, h, i, d) * key_code(&a, i) * scale_at(&a, i, false);
+            if (s[p] > top) top = s[p];
+        }
+        const double keep = st_max[h] == -INFINITY ? 0.0 : exp((double)st_max[h] - top);
+        double sum = (double)st_sum[h] * keep;
+        for (size_t p = lo; p < hi; p++) sum += s[p] = exp(s[p] - top);
+        for (size_t i = 0; i < d; i++) {
+            double x = (double)acc[h * d + i] * keep;
+            for (size_t p = lo; p < hi; p++) {
+                const place a = place_of(type, block, p, d);
+                x += s[p] * value_code(&a, i) * scale_at(&a, i, true);
+            }
+            acc[h * d + i] = (float)x;
+        }
+        st_max[h] = (float)top;
+        st_sum[h] = (float)sum;
+    }
+}
+
+#define ATTN(name, type)                                                                           \
+    void rvk_attn_##name##_ref(RVK_ATTN_ARGS) {                                                    \
+        attn_block(q, n_q, d, block, next, lo, hi, st_max, st_sum, acc, type);                     \
+    }
+ATTN(f32, RVK_F32)
+ATTN(f16, RVK_F16)
+ATTN(q8_0, RVK_Q8_0)
+ATTN(q4_0, RVK_Q4_0)
