@@ -56,6 +56,9 @@ class Model:
     def gguf(self) -> GGUF:
         """The open file; it keeps the model alive."""
 
+    def repacked_bytes(self) -> int:
+        """Memory held by repacked weights so far: all or none of it counts."""
+
     def embed(
         self,
         tokens: Sequence[int] | _Buffer,

@@ -92,7 +92,7 @@ static uint8_t *base_of(rv_panels *s) {
 
 const uint8_t *rv_panels_get(rv_panels *s, const rv_mat *m, bool many, uint8_t **fill) {
     *fill = NULL;
-    if (!s || m->i_panels < 0) return NULL;
+    if (!s || m->i_panels < 0 || !rvk.mul_panels[m->type]) return NULL;
     atomic_int *state = &s->state[m->i_panels];
     int now = atomic_load_explicit(state, memory_order_acquire);
     if (now == READY) return atomic_load_explicit(&s->base, memory_order_relaxed) + m->panels_at;

@@ -214,10 +214,16 @@ static PyObject *model_embed(PyObject *o, PyObject *args) {
     return result;
 }
 
+static PyObject *model_repacked_bytes(PyObject *o, PyObject *none) {
+    (void)none;
+    return PyLong_FromSize_t(rv_model_repacked_bytes(((rv_py_model *)o)->h));
+}
+
 static PyMethodDef model_methods[] = {
     {"info", model_info, METH_NOARGS, "Hyperparameters and sizes as a dict."},
     {"tokenizer", model_tokenizer, METH_NOARGS, "The file's Tokenizer, or None."},
     {"gguf", model_gguf, METH_NOARGS, "The open file as a GGUF."},
+    {"repacked_bytes", model_repacked_bytes, METH_NOARGS, "Memory of repacked weights so far."},
     {"embed", model_embed, METH_VARARGS, "embed(tokens, lengths, cancel) -> Array (n, n_embd)."},
     {NULL, NULL, 0, NULL},
 };

@@ -228,6 +228,14 @@ class Engine:
     kv: Annotated[
         KvType, _engine("--kv", "Type of keys and values; auto: as precise as the weights.")
     ] = KvType.auto
+    repack: Annotated[
+        bool | None,
+        _engine(
+            "--repack/--no-repack",
+            "Hold quantised weights a second time, in the kernels' order: faster replies. "
+            "Default: where half of the memory stays free.",
+        ),
+    ] = None
     chat_template: Annotated[
         Path | None,
         _engine("--chat-template", "Jinja file to use instead of the model's own.", metavar="FILE"),
@@ -249,6 +257,7 @@ class Engine:
             "n_ctx": self.ctx,
             "n_batch": self.batch,
             "kv_type": self.kv.value,
+            "repack": self.repack,
             "witness": self.witness,
         }
 

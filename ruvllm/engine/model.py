@@ -310,6 +310,11 @@ class Model:
         return {key: value for key, _, value in self._open().gguf().kv(-1)}
 
     @property
+    def repacked_bytes(self) -> int:
+        """Memory held by repacked weights: 0 before the second token, or with repack=False."""
+        return self._open().repacked_bytes()
+
+    @property
     def chat_template(self) -> str | None:
         """Jinja source of the template ``chat`` uses, or None: the model then has no chat."""
         if self._template_source is not None:

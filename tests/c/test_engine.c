@@ -2,7 +2,9 @@
 #include "test.h"
 
 #include "kv/kv.h"
+#include "rvk.h"
 
+#define QUANTISED RV_TEST_DATA "/golden/models/lfm2-d256-q4_k_m.gguf"
 #define MODEL RV_TEST_DATA "/golden/models/lfm2-d64-f32.gguf"
 
 static rv_model *open_model(int n_threads) {
@@ -113,6 +115,49 @@ static void decode_allocates_nothing(void) {
     rv_model_free(&m);
 }
 
+/* Logits of 40 tokens, one by one or in steps of many, and the bytes of repacked weights. */
+static size_t logits_of(rv_repack repack, int n_threads, size_t step, bool starve, float *out) {
+    const rv_model_opts o = {.n_threads = n_threads, .repack = repack};
+    rv_model *m;
+    rv_session *s;
+    CHECK(rv_model_open(&m, QUANTISED, &o, NULL) == RV_OK);
+    CHECK(rv_session_new(&s, m, 64, NULL) == RV_OK);
+    int32_t tok[40];
+    for (int i = 0; i < 40; i++) tok[i] = 7 * i % 200;
+    CHECK(rv_session_eval(s, tok, 1, NULL, NULL, NULL) == RV_OK);
+    if (step < 32) CHECK(rv_model_repacked_bytes(m) == 0); /* the first pass reads the file */
+    if (starve) rv_test_fail_alloc_at(0);
+    for (size_t i = 1; i < 40; i += step)
+        CHECK(rv_session_eval(s, tok + i, RV_MIN(step, 40 - i), NULL, NULL, NULL) == RV_OK);
+    rv_test_fail_alloc_at(-1);
+    memcpy(out, rv_session_logits(s), (size_t)rv_model_get_info(m)->n_vocab * 4);
+    const size_t bytes = rv_model_repacked_bytes(m);
+    rv_session_free(&s);
+    rv_model_free(&m);
+    return bytes;
+}
+
+static void repacking_changes_no_bit(void) {
+    static float want[1 << 16], got[1 << 16];
+    const size_t live = rv_live_bytes();
+    CHECK(logits_of(RV_REPACK_NEVER, 1, 1, false, want) == 0);
+    const bool can = rvk.mul_panels[RVK_Q4_K] != NULL;
+    for (int n_threads = 1; n_threads <= 3; n_threads++) {
+        for (size_t step = 1; step <= 39; step += 19) {
+            CHECK((logits_of(RV_REPACK_ALWAYS, n_threads, step, false, got) > 0) == can);
+            CHECK(memcmp(want, got, sizeof want) == 0);
+        }
+    }
+    /* Where there is no memory for it, nothing but speed is lost. */
+    CHECK(logits_of(RV_REPACK_ALWAYS, 2, 1, true, got) == 0);
+    CHECK(memcmp(want, got, sizeof want) == 0);
+    CHECK(rv_live_bytes() == live);
+    rv_model *m;
+    rv_err err = {0};
+    CHECK(rv_model_open(&m, QUANTISED, &(rv_model_opts){.repack = 3}, &err) == RV_EARG);
+    CHECK(strstr(err.msg, "repack: is 3"));
+}
+
 static void bandwidth_is_a_number(void) {
     double rate = 0;
     CHECK(rv_read_bandwidth(2, 8 << 20, &rate, NULL) == RV_OK && rate > 0);
@@ -125,6 +170,7 @@ const rv_test tests_engine[] = {
     {"session_survives_failed_allocations", session_survives_failed_allocations},
     {"failed_eval_consumes_nothing", failed_eval_consumes_nothing},
     {"decode_allocates_nothing", decode_allocates_nothing},
+    {"repacking_changes_no_bit", repacking_changes_no_bit},
     {"bandwidth_is_a_number", bandwidth_is_a_number},
     {NULL, NULL},
 };

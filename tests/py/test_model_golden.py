@@ -101,3 +101,16 @@ def test_tiny_models_give_the_golden_greedy_ids(which: str) -> None:
         assert found.text == item["greedy_text"][which]
         by_ids = model.generate(item["prompt_ids"], max_tokens=len(want))
         assert by_ids.tokens == found.tokens
+
+
+@pytest.mark.parametrize("repack", [True, False])
+def test_repacked_weights_give_the_same_bits(repack: bool) -> None:
+    path = GOLDEN / "models" / "llama-d256-q4_0.gguf"
+    can = _core.cpu()["kernels"]["mul_q4_0"] != "ref"
+    tokens = np.load(path.with_suffix(".npz"))["tokens"]
+    want = ruvllm.Model(path, n_batch=1, witness=False).logits(tokens)
+    with ruvllm.Model(path, repack=repack, witness=False) as model:
+        assert model.repacked_bytes == 0
+        assert (model.logits(tokens) == want).all()
+        assert (model.logits(tokens) == want).all()
+        assert (model.repacked_bytes > 0) == (repack and can)
