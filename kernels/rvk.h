@@ -242,7 +242,7 @@ enum { RVK_ATTN_RUN = 16, RVK_ATTN_BLOCK = 64, RVK_ATTN_ROWS = 16 };
  *   Q8_0        K [d / 4][16][4]   V [16][d], then the f16 scales of K and of V [d / 32][16] each
  *   Q4_0        the same with two codes in a byte: of 32 values, 0 .. 15 are low halves
  * Codes of K in Q8_0 are stored + 128, those of Q4_0 (both) + 8.  Values and scales are those that
- * quant gives for each row of d. */
+ * quant gives for each row of d; a NaN or infinity makes the scale of its 32 values NaN. */
 /* Bytes of one run; 0: no cache of that type, or d does not suit it (Q8_0, Q4_0: d % 32). */
 size_t rvk_attn_run_bytes(int type, size_t d);
 /* Store position pos < RVK_ATTN_BLOCK: k, v [d]. */

@@ -1,3 +1,5 @@
+/* The ISA versions of the attention family, and where things lie in a run of the cache; contracts
+ * at their pointers in rvk.h. */
 #ifndef RVK_ATTN_H
 #define RVK_ATTN_H
 
@@ -33,8 +35,8 @@ void rvk_attn_rows_avx512(RVK_ATTN_ROWS_ARGS);
 /* Widest head the vector versions of attn_rows hold on the stack; wider ones go to the oracle. */
 enum { RVK_ATTN_MAX_D = 512 };
 
-/* Where the parts of a run start, in bytes from its start (from that of K for ks). */
-static inline size_t rvk_attn_code_bytes(int type, size_t d) { /* of K, and of V */
+/* Bytes of the keys of a run without their scales, and of its values. */
+static inline size_t rvk_attn_code_bytes(int type, size_t d) {
     switch (type) {
     case RVK_F32: return 64 * d;
     case RVK_F16: return 32 * d;
@@ -43,7 +45,7 @@ static inline size_t rvk_attn_code_bytes(int type, size_t d) { /* of K, and of V
     }
 }
 
-/* Bytes of a row of values. */
+/* The same of one row of values. */
 static inline size_t rvk_attn_row_bytes(int type, size_t d) {
     return rvk_attn_code_bytes(type, d) / RVK_ATTN_RUN;
 }

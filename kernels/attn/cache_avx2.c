@@ -192,7 +192,7 @@ RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc,
     }
     for (size_t p = lo; p < hi; p++) {
         __m256 v[4];
-        rvk_attn_fetch(ahead, type == RVK_F32 ? 2 : 1);
+        rvk_attn_fetch(ahead, type == RVK_F32 || type == RVK_Q8_0 ? 2 : 1);
         load_values(type, NV, v, values + p / RVK_ATTN_RUN * bytes + p % RVK_ATTN_RUN * row, i);
         RVK_UNROLL
         for (int h = 0; h < NQ; h++) {

@@ -13,12 +13,7 @@ size_t rvk_attn_run_bytes(int type, size_t d) {
     return type == RVK_F32 || type == RVK_F16 ? 2 * rvk_attn_code_bytes(type, d) : 0;
 }
 
-/* ---- writing: 32 values, i of them from dimension at on ---- */
-
-/* Four codes that belong side by side. */
-static void put4(uint8_t *to, const uint8_t *codes) {
-    memcpy(to, codes, 4);
-}
+/* ---- writing position p of a run ---- */
 
 static void put_f32(uint8_t *run, size_t p, const float *k, size_t d) {
     for (size_t i = 0; i < d; i++) memcpy(run + 4 * (16 * i + p), k + i, 4);
@@ -33,12 +28,21 @@ static void put_f16(uint8_t *run, size_t p, const float *k, size_t d) {
     }
 }
 
-/* Keys at run, or values at their row; scales [d / 32][16]. */
+/* Quantised 32 values; with a NaN or infinity among them a scale of NaN, so that it is not lost. */
+static void round32(int type, void *q, uint16_t *scale, const float *x) {
+    static const float zeros[RVK_QK];
+    float sum = 0.0f;
+    for (int i = 0; i < RVK_QK; i++) sum += x[i] * 0.0f;
+    rvk.quant[type](q, sum == 0.0f ? x : zeros, RVK_QK);
+    if (sum != 0.0f) *scale = 0x7e00;
+}
+
+/* Values at their row if that is given, else keys; scales [d / 32][16]. */
 static void put_q8_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, const float *x,
                      size_t d) {
     for (size_t b = 0; b < d / RVK_QK; b++) {
         rvk_q8_0 q;
-        rvk.quant[RVK_Q8_0](&q, x + RVK_QK * b, RVK_QK);
+        round32(RVK_Q8_0, &q, &q.d, x + RVK_QK * b);
         memcpy(scales + 2 * (16 * b + p), &q.d, 2);
         if (row) {
             memcpy(row + RVK_QK * b, q.qs, RVK_QK);
@@ -46,7 +50,7 @@ static void put_q8_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, cons
         }
         uint8_t codes[RVK_QK];
         for (int i = 0; i < RVK_QK; i++) codes[i] = (uint8_t)(q.qs[i] + 128);
-        for (size_t g = 0; g < 8; g++) put4(run + 64 * (8 * b + g) + 4 * p, codes + 4 * g);
+        for (size_t g = 0; g < 8; g++) memcpy(run + 64 * (8 * b + g) + 4 * p, codes + 4 * g, 4);
     }
 }
 
@@ -54,13 +58,13 @@ static void put_q4_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, cons
                      size_t d) {
     for (size_t b = 0; b < d / RVK_QK; b++) {
         rvk_q4_0 q;
-        rvk.quant[RVK_Q4_0](&q, x + RVK_QK * b, RVK_QK);
+        round32(RVK_Q4_0, &q, &q.d, x + RVK_QK * b);
         memcpy(scales + 2 * (16 * b + p), &q.d, 2);
         if (row) {
             memcpy(row + 16 * b, q.qs, 16);
             continue;
         }
-        for (size_t g = 0; g < 4; g++) put4(run + 64 * (4 * b + g) + 4 * p, q.qs + 4 * g);
+        for (size_t g = 0; g < 4; g++) memcpy(run + 64 * (4 * b + g) + 4 * p, q.qs + 4 * g, 4);
     }
 }
 

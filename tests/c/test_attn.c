@@ -197,6 +197,15 @@ static void nan_is_not_lost(void) {
             char *packed = pack(&c, q, 2);
             attend(&c, packed, 2, 0, acc, top, sum);
             CHECK(isfinite(acc[0] / sum[0]) && isnan(acc[D] / sum[1]));
+            for (int value = 0; value < 2; value++) {
+                float k[D] = {0}, v[D] = {0};
+                (value ? v : k)[31] = value ? -INFINITY : NAN;
+                rvk_attn_put(c.type, c.blocks, 17, k, v, D);
+                attend(&c, packed, 1, 0, acc, top, sum);
+                CHECK(!isfinite(acc[31] / sum[0]));
+                attend(&c, packed, 1, 18, acc, top, sum);
+                CHECK(isfinite(acc[31] / sum[0]));
+            }
             rv_free(q), rv_free(packed);
             drop(&c);
         }
