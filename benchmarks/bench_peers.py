@@ -284,7 +284,7 @@ def embed(b: Bench) -> None:
                 rounds_of(
                     b, times, *(lambda w=w, k=k: w.ask("embed", k, TEXT) for w in (ours, theirs))
                 )
-                for k, times in ((1, 101), (texts, b.args.rounds))
+                for k, times in ((1, 31 if b.args.quick else 101), (texts, b.args.rounds))
             )
         name = f"MiniLM q8_0 {n} thread{'s' * (n > 1)}"
         ms = 1e3 * median(one[0])
