@@ -27,8 +27,9 @@ def bytes_per_token(path: Path) -> int:
 
 
 class Decoder:
-    def __init__(self, path: Path, n_threads: int) -> None:
-        self.core = ruvllm.Model(path, n_threads=n_threads, witness=False)._open()
+    def __init__(self, path: Path, n_threads: int, repack: bool | None = None) -> None:
+        model = ruvllm.Model(path, n_threads=n_threads, repack=repack, witness=False)
+        self.core = model._open()
         self.vocab = self.core.info()["n_vocab"]
 
     def decode(self, n: int) -> float:

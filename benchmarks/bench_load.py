@@ -86,7 +86,7 @@ def main() -> None:
                 Figure(f"{name}: first token, from the disk", cold, "ms"),
                 Figure(f"{name}: first token, from memory", warm, "ms"),
             ]
-            one, other = Decoder(path, n), Decoder(small, n)
+            one, other = (Decoder(p, n, repack=False) for p in (path, small))  # read the file
             large, little = median_of(
                 rounds, lambda d=one: d.decode(steps), lambda d=other: d.decode(steps)
             )

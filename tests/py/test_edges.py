@@ -232,7 +232,7 @@ def test_models_may_be_closed_while_they_are_read_ahead(tmp_path: Path) -> None:
     path = _write(tmp_path / "big.gguf", "f32", 44, 53, 300_000)
     want = _logits(path)
     for _ in range(30):
-        _core.model_open(str(path), 1, 0, 0, False, None).info()
+        ruvllm.Model(path, n_threads=1, witness=False).close()
     model = ruvllm.Model(path, n_threads=2, witness=False)
     child = os.fork()
     if child == 0:  # has the model, and neither its threads nor the one that reads ahead
