@@ -27,8 +27,9 @@ def bytes_per_token(path: Path) -> int:
 
 
 class Decoder:
-    def __init__(self, path: Path, n_threads: int) -> None:
-        self.core = ruvllm.Model(path, n_threads=n_threads, witness=False)._open()
+    def __init__(self, path: Path, n_threads: int, repack: bool | None = None) -> None:
+        model = ruvllm.Model(path, n_threads=n_threads, repack=repack, witness=False)
+        self.core = model._open()
         self.vocab = self.core.info()["n_vocab"]
 
     def decode(self, n: int) -> float:
@@ -60,14 +61,16 @@ def load_ms(path: Path) -> float:
 def main() -> None:
     p = options(__doc__)
     p.add_argument("--shape", default="lfm2-350m")
-    p.add_argument("--types", default="q4_0,q8_0,f16")
+    p.add_argument("--types", help="default: q4_0,q8_0,f16, with --quick q4_0,f16")
     p.add_argument("--models", type=Path, help="keep the generated files here")
     args = p.parse_args()
+    types = args.types or ("q4_0,f16" if args.quick else "q4_0,q8_0,f16")
     rounds, steps = (3, 8) if args.quick else (7, 32)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as tmp:
         folder = args.models or Path(tmp)
-        for type in args.types.split(","):
+        make(args.shape, folder / f"{args.shape}-f16.gguf", "f16", args.seed)  # the others' source
+        for type in types.split(","):
             path = make(args.shape, folder / f"{args.shape}-{type}.gguf", type, args.seed)
             size = bytes_per_token(path)
             for n_threads in (1, 2):

@@ -48,7 +48,12 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=1024)
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument(
-        "--mask", type=int, default=15, choices=range(16), help="instruction sets, see rvk.h"
+        "--mask",
+        type=int,
+        default=15,
+        choices=range(16),
+        metavar="0..15",
+        help="instruction sets, see rvk.h",
     )
     args = parser.parse_args()
     _core.cpu_limit(args.mask)

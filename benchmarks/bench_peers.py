@@ -8,9 +8,10 @@ figures are medians.  A figure is ours; its ratio is ours / llama.cpp's.
     python benchmarks/bench_peers.py --models DIR --json FILE --plot FILE.png
 
 What --only names: cells (decode and prefill of every shape, type and thread count), rows (4, 16 and
-64 tokens at once), depth (decode after 4096 tokens), embed (all-MiniLM-L6-v2), load (to the first
-token), spin (another process spins on one core), crate (with --crate PROGRAM, built in peer_crate/:
-the generator of the Rust crate ruvllm, for the shapes it knows).
+64 tokens at once), depth (decode after 4096 tokens), embed (all-MiniLM-L6-v2; with --st-python
+PYTHON, which has sentence-transformers, against that too), load (to the first token), spin (another
+process spins on one core), crate (with --crate PROGRAM, built in peer_crate/: the generator of the
+Rust crate ruvllm, for the shapes it knows).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import importlib.util
 import itertools
 import math
 import os
+import random
 import sys
 import tempfile
 import time
@@ -29,12 +31,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean, median
 
+import numpy as np
 import random_model
 from _common import Figure, options, report
 from bench_decode import bytes_per_token
 from peer_pipe import Worker, WorkerError
 
 import ruvllm
+import ruvllm.engine.minilm
 from ruvllm import _core
 from ruvllm.engine.quantize import quantize
 
@@ -46,6 +50,11 @@ VOCAB_OF = {128256: "llama-bpe", 151936: "qwen2"}  # by size; GPT-2's, filled up
 ROWS = (4, 16, 64)
 BAND = 512 << 20  # bytes of one measurement of the read bandwidth
 TEXT = 16  # tokens of an embedded text
+WORDS = (
+    "the river house walks under small green trees while old people talk about music and winter "
+    "food near a quiet station where young birds often sleep after long summer days"
+)
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 QUIET = 0.1  # cores that other processes may use while we measure
 TICKS = 0.04  # seconds: what the kernel's accounts of some processes are off
 
@@ -275,7 +284,7 @@ def embed(b: Bench) -> None:
                 rounds_of(
                     b, times, *(lambda w=w, k=k: w.ask("embed", k, TEXT) for w in (ours, theirs))
                 )
-                for k, times in ((1, 101), (texts, b.args.rounds))
+                for k, times in ((1, 31 if b.args.quick else 101), (texts, b.args.rounds))
             )
         name = f"MiniLM q8_0 {n} thread{'s' * (n > 1)}"
         ms = 1e3 * median(one[0])
@@ -288,6 +297,58 @@ def embed(b: Bench) -> None:
         )  # fmt: skip
         note(b.figures[-1])
         b.rate(f"{name}: {texts} texts", texts, many, "texts/s", b.wanted(2.0))
+    embed_st(b, texts)
+
+
+def short_texts(n: int, seed: int) -> list[str]:
+    """Texts of TEXT tokens, end marks included: words that MiniLM's vocabulary has whole."""
+    words = WORDS.split()
+    pick = random.Random(seed)
+    return [" ".join(pick.choices(words, k=TEXT - 2)) for _ in range(n)]
+
+
+def embed_st(b: Bench, texts: int) -> None:
+    """Texts through sentence-transformers: the same weights, tokenising included."""
+    a = b.args
+    if a.st_python is None:
+        print(
+            "peers: sentence-transformers is left out: give --st-python, a Python that has it",
+            file=sys.stderr,
+        )
+        return
+    folder, _ = ruvllm.engine.minilm.minilm_source()
+    said = short_texts(texts, a.seed)
+    for n in a.threads:
+        try:
+            theirs = Worker("peer_st.py", a.st_python, env=OFFLINE)
+        except WorkerError as e:
+            print(f"peers: sentence-transformers is left out: {e}", file=sys.stderr)
+            return
+        with theirs:
+            peer = f"sentence-transformers {theirs.about['version']} f32"
+            at_once = theirs.ask("open_texts", str(folder), n, said)
+            print(f"{peer}, {theirs.about['system']}, {at_once} at once", file=sys.stderr)
+            want = np.array(theirs.ask("vectors"))
+            for kind in ("q8_0",) if a.quick else ("q8_0", "f16", "f32"):
+                with Worker("peer_ruvllm.py") as ours:
+                    if a.mask != 15:
+                        ours.ask("limit", a.mask)
+                    ours.ask("open_texts", str(ruvllm.minilm_path(kind)), n, said)
+                    least = float((np.array(ours.ask("vectors")) * want).sum(-1).min())
+                    one, many = (
+                        rounds_of(
+                            b, times,
+                            *(lambda w=w, k=k: w.ask("embed_texts", k) for w in (ours, theirs)),
+                        )
+                        for k, times in ((1, 31), (texts, a.rounds))
+                    )  # fmt: skip
+                name = f"MiniLM {kind} {n} thread{'s' * (n > 1)}, tokenising included"
+                goal = b.wanted(3.0) if kind == "q8_0" else None
+                b.rate(f"{name}: {texts} texts", texts, many, "texts/s", goal, peer)
+                b.rate(f"{name}: one text after the other", 1, one, "texts/s", None, peer)
+                b.goal(
+                    f"{name}: least cosine to f32 of {peer}", least, "", ">= 0.99", least >= 0.99
+                )
 
 
 def load(b: Bench) -> None:
@@ -402,8 +463,14 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--rounds", type=int)
     p.add_argument("--models", type=Path, metavar="DIR", help="keep the generated files here")
     p.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of the ratios")
-    p.add_argument("--mask", type=int, default=15, help="instruction sets of ours, see rvk.h")
+    p.add_argument(
+        "--mask", type=int, default=15, choices=range(16), metavar="0..15",
+        help="instruction sets of ours, see rvk.h",
+    )  # fmt: skip
     p.add_argument("--crate", metavar="PROGRAM", help="built from peer_crate/")
+    p.add_argument(
+        "--st-python", metavar="PYTHON", help="Python that has sentence-transformers, for embed"
+    )
     p.add_argument("--peer-python", default=sys.executable, help="Python that has llama_cpp")
     a = p.parse_args()
     a.shapes = a.shapes or (["llama-100m"] if a.quick else SHAPES.split(","))

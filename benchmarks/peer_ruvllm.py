@@ -87,6 +87,23 @@ class Engine:
         self.core = ruvllm.Model(path, n_threads=n_threads, witness=False)._open()
         self.embed(2, 16)
 
+    def open_texts(self, path: str, n_threads: int, texts: list[str]) -> None:
+        """Open and warm up; the commands below are about these texts."""
+        self.model = ruvllm.Model(path, n_threads=n_threads, witness=False)
+        self.texts = texts
+        self.embed_texts(len(texts))
+
+    def embed_texts(self, n: int) -> float:
+        """Seconds to embed the first n texts."""
+        t = time.perf_counter()
+        self.model.embed(self.texts[:n])
+        return time.perf_counter() - t
+
+    def vectors(self) -> list[list[float]]:
+        """Of all texts."""
+        rows: list[list[float]] = self.model.embed(self.texts).tolist()
+        return rows
+
     def bandwidth(self, n_threads: int, n_bytes: int) -> float:
         return _core.read_bandwidth(n_threads, n_bytes)
 
@@ -104,6 +121,9 @@ if __name__ == "__main__":
         "pace",
         "embed",
         "open_encoder",
+        "open_texts",
+        "embed_texts",
+        "vectors",
         "bandwidth",
     )
     serve({name: getattr(e, name) for name in names})

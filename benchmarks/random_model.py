@@ -131,12 +131,16 @@ def write(path: Path, s: Shape, seed: int, vocab: Path | None = None) -> None:
 
 
 def make(name: str, out: Path, type: str = "f16", seed: int = 0) -> Path:
-    """Write the shape's file in a type, if it is not there yet."""
+    """Write the shape's file in a type, if it is not there yet; NAME-f16.gguf beside it is used."""
     if out.exists():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
     if type == "f16":
         write(out, SHAPES[name], seed)
+        return out
+    beside = out.with_name(f"{name}-f16.gguf")
+    if beside.exists():
+        quantize(beside, out, type, pure=True)
         return out
     with tempfile.TemporaryDirectory(dir=out.parent) as d:
         full = Path(d) / "f16.gguf"

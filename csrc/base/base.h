@@ -36,9 +36,11 @@ static inline void rv_err_clear(rv_err *err) {
 /* ---- allocation (alloc.c): counted, and able to fail on demand in tests ---- */
 
 void *rv_malloc(size_t n);
-void *rv_calloc(size_t n, size_t size);    /* NULL also when n * size overflows */
-void *rv_realloc(void *p, size_t n);       /* p from rv_malloc / rv_calloc / rv_realloc */
-void *rv_alloc_aligned(size_t n);          /* 64-byte aligned; freed by rv_free */
+void *rv_calloc(size_t n, size_t size); /* NULL also when n * size overflows */
+void *rv_realloc(void *p, size_t n);    /* p from rv_malloc / rv_calloc / rv_realloc */
+/* 64-byte aligned; from 4 MiB on 2 MiB aligned, in huge pages where the system lets a program ask
+ * for them.  Freed by rv_free. */
+void *rv_alloc_aligned(size_t n);
 char *rv_strndup(const char *p, size_t n); /* n bytes and a NUL */
 /* Grow *p (element size size) so that it holds at least need elements; *cap is updated.
  * false and nothing changed when it cannot. */
@@ -104,8 +106,9 @@ typedef struct rv_map {
 /* Map a whole regular file read-only.  RV_ENOTFOUND, RV_EIO (a directory, no permission, ...). */
 rv_status rv_map_open(rv_map *m, const char *path, rv_err *err);
 void rv_map_close(rv_map *m);
-/* Ask the kernel to have n bytes of a mapping in memory soon; only a hint. */
-void rv_map_willneed(const void *p, size_t n);
+/* Bring n bytes of a mapping into memory and map their pages, as reading them would; nothing
+ * happens to what cannot be read. */
+void rv_map_populate(const void *p, size_t n);
 /* Let the kernel have back what it keeps of n bytes of a mapping for us; they stay readable. */
 void rv_map_forget(const void *p, size_t n);
 

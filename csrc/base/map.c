@@ -33,6 +33,10 @@ rv_status rv_map_open(rv_map *m, const char *path, rv_err *err) {
                          strerror(errno));
         else
             *m = (rv_map){.p = p, .n = (size_t)sb.st_size};
+#ifdef MADV_HUGEPAGE
+        /* Before the first read: that decides about the pages of the cache. */
+        if (m->p) madvise(p, m->n, MADV_HUGEPAGE);
+#endif
     }
     close(fd);
     return st;
@@ -43,9 +47,14 @@ void rv_map_close(rv_map *m) {
     *m = (rv_map){0};
 }
 
-void rv_map_willneed(const void *p, size_t n) {
+void rv_map_populate(const void *p, size_t n) {
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), lo = (uintptr_t)p / page * page;
-    if (n) madvise((void *)lo, n + ((uintptr_t)p - lo), MADV_WILLNEED);
+    if (!n) return;
+#ifdef MADV_POPULATE_READ
+    if (madvise((void *)lo, (uintptr_t)p + n - lo, MADV_POPULATE_READ) == 0 || errno != EINVAL)
+        return;
+#endif
+    madvise((void *)lo, (uintptr_t)p + n - lo, MADV_WILLNEED); /* Linux before 5.14, others */
 }
 
 void rv_map_forget(const void *p, size_t n) {

@@ -10,8 +10,23 @@
 /* Work areas that wait for their next caller: at most this many are kept. */
 enum { RV_IDLE_RUNS = 4 };
 
+/* The thread that reads weights ahead (readahead.c); zeros: none. */
+typedef struct rv_readahead {
+    const rv_gguf *g;
+    pthread_t thread;
+    atomic_bool stop;
+    bool runs;
+    long pid;
+} rv_readahead;
+
+/* Start reading the tensors of g in file order.  Only a hint: no thread, no reading ahead. */
+void rv_readahead_start(rv_readahead *r, const rv_gguf *g);
+/* End it, finished or not; g may then be freed.  Waits for at most 2 MiB to be read. */
+void rv_readahead_stop(rv_readahead *r);
+
 struct rv_model {
     atomic_int refs;
+    rv_readahead readahead;
     rv_gguf *g;
     rv_net *net;
     rv_tok *tok; /* NULL when the file has no vocabulary */

@@ -252,6 +252,12 @@ static void enc_nibbles64(uint8_t *qs, const uint8_t *q) {
             qs[32 * h + l] = (uint8_t)((q[64 * h + l] & 15) | (q[64 * h + 32 + l] & 15) << 4);
 }
 
+/* The last bit of 256 levels: bit j of byte l belongs to value 32 j + l. */
+static void enc_high_bit(uint8_t *out, const uint8_t *q, int shift) {
+    for (int i = 0; i < RVK_QKK; i++)
+        out[i % 32] = (uint8_t)(out[i % 32] | (q[i] >> shift) << (i / 32));
+}
+
 static void enc_nibbles32(uint8_t *qs, const uint8_t *q) {
     for (int i = 0; i < 16; i++) qs[i] = (uint8_t)((q[i] & 15) | (q[i + 16] & 15) << 4);
 }
@@ -269,11 +275,11 @@ static void enc_codes6(uint8_t *out, const enc_lined *a) {
 
 /* The number of the IQ4 level -127 + v. */
 static uint8_t enc_iq4_index(uint8_t v) {
-    static const uint8_t level[16] = {0,   23,  44,  62,  78,  92,  105, 117,
-                                      128, 140, 152, 165, 180, 196, 216, 240};
-    uint8_t i = 0;
-    while (i < 15 && level[i] < v) i++;
-    return i;
+    static const uint8_t level[15] = {0,   23,  44,  62,  78,  92,  105, 117,
+                                      128, 140, 152, 165, 180, 196, 216};
+    uint8_t n = 0; /* of smaller levels: counted without branches, which no one could predict */
+    for (int i = 0; i < 15; i++) n = (uint8_t)(n + (level[i] < v));
+    return n;
 }
 
 /* ---- blocks of 256 ---- */
@@ -323,8 +329,7 @@ static void enc_q5_k(void *dst, const float *x, const float *weights) {
         b.dmin = a.dmin;
         enc_codes6(b.scales, &a);
         enc_nibbles64(b.qs, q);
-        for (int i = 0; i < RVK_QKK; i++)
-            b.qh[i % 32] = (uint8_t)(b.qh[i % 32] | (q[i] >> 4) << (i / 32));
+        enc_high_bit(b.qh, q, 4);
     }
     memcpy(dst, &b, sizeof b);
 }
@@ -344,8 +349,7 @@ static void enc_q3_k(void *dst, const float *x, const float *weights) {
             b.scales[8 + j % 4] = (uint8_t)(b.scales[8 + j % 4] | (c >> 4) << (j / 4 * 2));
         }
         enc_two_bits(b.qs, q, 0);
-        for (int i = 0; i < RVK_QKK; i++)
-            b.hmask[i % 32] = (uint8_t)(b.hmask[i % 32] | (q[i] >> 2) << (i / 32));
+        enc_high_bit(b.hmask, q, 2);
     }
     memcpy(dst, &b, sizeof b);
 }
@@ -481,52 +485,28 @@ FIT_INLINE void enc_rows(int type, void (*block)(void *, const float *, const fl
         block((uint8_t *)dst + i / n * bytes, src + i, weights ? weights + i : NULL);
 }
 
-#define ENC_ROWS(name, type)                                                                       \
+/* f(name, TYPE) for what is always searched, and for what is where values have weights. */
+#define ENC_ALWAYS(f)                                                                              \
+    f(q2_k, Q2_K) f(q3_k, Q3_K) f(q4_k, Q4_K) f(q5_k, Q5_K) f(q6_k, Q6_K) f(iq4_nl, IQ4_NL)        \
+        f(iq4_xs, IQ4_XS)
+#define ENC_WEIGHTED(f) f(q4_0, Q4_0) f(q4_1, Q4_1) f(q5_0, Q5_0) f(q5_1, Q5_1) ENC_ALWAYS(f)
+
+#define ENC_ROWS(name, TYPE)                                                                       \
     static void enc_rows_##name(void *dst, const float *src, const float *weights, size_t k) {     \
-        enc_rows(type, enc_##name, dst, src, weights, k);                                          \
+        enc_rows(RVK_##TYPE, enc_##name, dst, src, weights, k);                                    \
     }
-#define ENC_PLAIN(name)                                                                            \
+#define ENC_PLAIN(name, TYPE)                                                                      \
     static void enc_plain_##name(void *dst, const float *src, size_t k) {                          \
         enc_rows_##name(dst, src, NULL, k);                                                        \
     }
-ENC_ROWS(q4_0, RVK_Q4_0)
-ENC_ROWS(q4_1, RVK_Q4_1)
-ENC_ROWS(q5_0, RVK_Q5_0)
-ENC_ROWS(q5_1, RVK_Q5_1)
-ENC_ROWS(q2_k, RVK_Q2_K)
-ENC_ROWS(q3_k, RVK_Q3_K)
-ENC_ROWS(q4_k, RVK_Q4_K)
-ENC_ROWS(q5_k, RVK_Q5_K)
-ENC_ROWS(q6_k, RVK_Q6_K)
-ENC_ROWS(iq4_nl, RVK_IQ4_NL)
-ENC_ROWS(iq4_xs, RVK_IQ4_XS)
-ENC_PLAIN(q2_k)
-ENC_PLAIN(q3_k)
-ENC_PLAIN(q4_k)
-ENC_PLAIN(q5_k)
-ENC_PLAIN(q6_k)
-ENC_PLAIN(iq4_nl)
-ENC_PLAIN(iq4_xs)
+ENC_WEIGHTED(ENC_ROWS)
+ENC_ALWAYS(ENC_PLAIN)
 
+#define ENC_PUT_ROWS(name, TYPE) t->quant_w[RVK_##TYPE] = enc_rows_##name;
+#define ENC_PUT_PLAIN(name, TYPE) t->quant[RVK_##TYPE] = enc_plain_##name;
 static void encode_fill(rvk_table *t) {
-    t->quant_w[RVK_Q4_0] = enc_rows_q4_0;
-    t->quant_w[RVK_Q4_1] = enc_rows_q4_1;
-    t->quant_w[RVK_Q5_0] = enc_rows_q5_0;
-    t->quant_w[RVK_Q5_1] = enc_rows_q5_1;
-    t->quant_w[RVK_Q2_K] = enc_rows_q2_k;
-    t->quant_w[RVK_Q3_K] = enc_rows_q3_k;
-    t->quant_w[RVK_Q4_K] = enc_rows_q4_k;
-    t->quant_w[RVK_Q5_K] = enc_rows_q5_k;
-    t->quant_w[RVK_Q6_K] = enc_rows_q6_k;
-    t->quant_w[RVK_IQ4_NL] = enc_rows_iq4_nl;
-    t->quant_w[RVK_IQ4_XS] = enc_rows_iq4_xs;
-    t->quant[RVK_Q2_K] = enc_plain_q2_k;
-    t->quant[RVK_Q3_K] = enc_plain_q3_k;
-    t->quant[RVK_Q4_K] = enc_plain_q4_k;
-    t->quant[RVK_Q5_K] = enc_plain_q5_k;
-    t->quant[RVK_Q6_K] = enc_plain_q6_k;
-    t->quant[RVK_IQ4_NL] = enc_plain_iq4_nl;
-    t->quant[RVK_IQ4_XS] = enc_plain_iq4_xs;
+    ENC_WEIGHTED(ENC_PUT_ROWS)
+    ENC_ALWAYS(ENC_PUT_PLAIN)
 }
 
 #endif

@@ -34,6 +34,7 @@ from ruvllm import _core
 from ruvllm._errors import ArgumentError, FileError, NotFoundError, StateError, UnsupportedError
 
 ALIGNMENT: Final = 32
+_BLOCK: Final = 2 << 20  # written at once: Linux caches it in one huge page, as reading likes it
 MAX_DIMS: Final = 4
 MAX_NAME: Final = 63  # bytes: ggml keeps names in 64, with a NUL
 
@@ -228,6 +229,7 @@ class GGUFWriter:
         self._filled = 0  # bytes of it that are there
         self._file: IO[bytes] | None = None
         self._tmp: Path | None = None
+        self._held = bytearray()
         self._closed = False
         if self.path.is_dir():
             raise ArgumentError(f"{self.path}: is a folder, want a file to write")
@@ -337,6 +339,7 @@ class GGUFWriter:
             self.discard()
             raise StateError(f"tensor {t.name!r}: found {self._filled} bytes, want {t.n_bytes}")
         assert self._file is not None and self._tmp is not None
+        self._flush()
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -402,9 +405,19 @@ class GGUFWriter:
             self._put(p)
 
     def _put(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view.nbytes:
+            piece = view[: _BLOCK - len(self._held)]
+            self._held += piece
+            view = view[piece.nbytes :]
+            if len(self._held) == _BLOCK:
+                self._flush()
+
+    def _flush(self) -> None:
         assert self._file is not None
         try:
-            self._file.write(data)
+            self._file.write(self._held)
+            self._held.clear()
         except OSError as e:
             self.discard()
             raise FileError(f"{self.path}: {e.strerror}") from e

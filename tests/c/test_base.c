@@ -1,4 +1,6 @@
 /* base: allocation, cursor, thread pool. */
+#include <unistd.h>
+
 #include "base/pool.h"
 #include "test.h"
 
@@ -19,6 +21,22 @@ static void alloc_counts_and_aligns(void) {
     CHECK(p && rv_malloc(1) == NULL);
     rv_test_fail_alloc_at(-1);
     rv_free(p);
+}
+
+static void alloc_of_large_blocks(void) {
+    const size_t live = rv_live_bytes(), huge = (size_t)2 << 20;
+    for (size_t n = 2 * huge - 1; n < 4 * huge; n += huge / 2 + 1) {
+        uint8_t *p = rv_alloc_aligned(n);
+        CHECK(p && (uintptr_t)p % (n < 2 * huge ? 64 : huge) == 0);
+        CHECK(rv_live_bytes() == live + n);
+        memset(p, 3, n);
+        CHECK(p[0] == 3 && p[n - 1] == 3);
+        rv_free(p);
+    }
+    rv_test_fail_alloc_at(0);
+    CHECK(rv_alloc_aligned(4 * huge) == NULL);
+    rv_test_fail_alloc_at(-1);
+    CHECK(rv_alloc_aligned(SIZE_MAX / 2) == NULL && rv_live_bytes() == live);
 }
 
 static void cursor_is_sticky_and_bounded(void) {
@@ -70,10 +88,35 @@ static void map_reports_bad_paths(void) {
     CHECK(rv_map_open(&m, "/tmp", &err) == RV_EIO && strstr(err.msg, "is a directory"));
 }
 
+/* Any part of it, and what another process has cut off meanwhile. */
+static void map_populates(void) {
+    char path[] = "/tmp/rv_testXXXXXX";
+    enum { PAGE = 1 << 16, N = 5 * PAGE + 321 };
+    static uint8_t bytes[N];
+    rv_map m;
+    for (size_t i = 0; i < N; i++) bytes[i] = (uint8_t)(i * 7 + i / 251);
+    const int fd = mkstemp(path);
+    CHECK(fd >= 0 && write(fd, bytes, N) == N);
+    CHECK(rv_map_open(&m, path, NULL) == RV_OK && m.n == N);
+    rv_map_populate(m.p, 0);
+    rv_map_populate(m.p + 17, 1);
+    rv_map_populate(m.p + PAGE - 1, 2 * PAGE);
+    rv_map_populate(m.p, N);
+    CHECK(memcmp(m.p, bytes, N) == 0);
+    CHECK(ftruncate(fd, PAGE) == 0);
+    rv_map_populate(m.p, N);
+    CHECK(memcmp(m.p, bytes, PAGE) == 0);
+    rv_map_close(&m);
+    close(fd);
+    unlink(path);
+}
+
 const rv_test tests_base[] = {
     {"alloc_counts_and_aligns", alloc_counts_and_aligns},
+    {"alloc_of_large_blocks", alloc_of_large_blocks},
     {"cursor_is_sticky_and_bounded", cursor_is_sticky_and_bounded},
     {"pool_runs_every_chunk_once", pool_runs_every_chunk_once},
     {"map_reports_bad_paths", map_reports_bad_paths},
+    {"map_populates", map_populates},
     {NULL, NULL},
 };

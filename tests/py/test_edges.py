@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -221,6 +222,26 @@ def test_a_model_is_asked_for_nothing() -> None:
         m.logits([])
     with pytest.raises(ArgumentError, match="prompt: has no tokens"):
         m.generate([])
+
+
+# ---- reading ahead ----
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_models_may_be_closed_while_they_are_read_ahead(tmp_path: Path) -> None:
+    path = _write(tmp_path / "big.gguf", "f32", 44, 53, 300_000)
+    want = _logits(path)
+    for _ in range(30):
+        ruvllm.Model(path, n_threads=1, witness=False).close()
+    model = ruvllm.Model(path, n_threads=2, witness=False)
+    child = os.fork()
+    if child == 0:  # has the model, and neither its threads nor the one that reads ahead
+        same = (model.logits(IDS) == want).all()
+        model.close()
+        del model
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert (model.logits(IDS) == want).all()
 
 
 # ---- threads ----
