@@ -14,7 +14,8 @@ enum {
     MAX_R = 3,
     MAX_C = 4,
     PIECE = 1024,       /* values of k: four columns of them are 16 KiB */
-    W_BYTES = 256 << 10 /* of rows stay in the second cache while the columns go by */
+    BAND = 126,         /* rows at most */
+    W_BYTES = 512 << 10 /* of rows stay in the second cache while the columns go by */
 };
 
 typedef __m256 load_fn(const uint8_t *p);
@@ -69,67 +70,90 @@ RVK_INLINE void steps(load_fn load, const size_t bytes, const int R, const int C
 }
 
 /* The last n < 16 values, from i on. */
-RVK_INLINE void tail(load_fn load, const size_t bytes, const int R, const int C, lanes acc,
-                     const operands *o, size_t i, size_t n) {
+RVK_INLINE void tail(load_fn load, const size_t bytes, const int R, const int C, const int h0,
+                     const int H, lanes acc, const operands *o, size_t i, size_t n) {
     uint8_t w[MAX_R][16 * sizeof(float)] = {{0}}, x[MAX_C][16 * sizeof(float)] = {{0}};
     for (int r = 0; r < R; r++) memcpy(w[r], o->w + (size_t)r * o->w_stride + i * bytes, n * bytes);
     for (int c = 0; c < C; c++)
         memcpy(x[c], o->x + (size_t)c * o->x_stride + i * sizeof(float), n * sizeof(float));
     const operands z = {w[0], x[0], sizeof w[0], sizeof x[0]};
-    RVK_UNROLL
-    for (int h = 0; h < 2; h++) steps(load, bytes, R, C, h, 1, acc, &z, 0, 16);
+    steps(load, bytes, R, C, h0, H, acc, &z, 0, 16);
 }
 
-RVK_INLINE void tile(load_fn load, const size_t bytes, const int R, const int C, float *y,
-                     size_t ldy, const operands *o, size_t k) {
-    const size_t whole = k / 16 * 16;
+/* Sums of a tile that wait: for the other half of the lanes, and for the next piece of k. */
+typedef float waiting[2][MAX_R][MAX_C][8];
+
+/* Values i .. end of R rows and C columns, halves h0 .. h0 + H - 1; i > 0: the sums are in wait. */
+RVK_INLINE void some_lanes(load_fn load, const size_t bytes, const int R, const int C, const int h0,
+                           const int H, const operands *o, size_t i, size_t end, waiting wait) {
+    const size_t whole = end / 16 * 16;
     lanes acc;
     RVK_UNROLL
-    for (int r = 0; r < R; r++) {
-        RVK_UNROLL
-        for (int c = 0; c < C; c++) acc[r][c][0] = acc[r][c][1] = _mm256_setzero_ps();
+    for (int j = 0; j < R * C * H; j++) {
+        const int r = j / H / C, c = j / H % C, h = h0 + j % H;
+        acc[r][c][h] = i ? _mm256_load_ps(wait[h][r][c]) : _mm256_setzero_ps();
     }
-    if (C < MAX_C) {
-        steps(load, bytes, R, C, 0, 2, acc, o, 0, whole);
-    } else {
-        for (size_t i = 0; i < whole; i += PIECE) {
-            const size_t end = whole - i < PIECE ? whole : i + PIECE;
-            steps(load, bytes, R, C, 0, 1, acc, o, i, end);
-            steps(load, bytes, R, C, 1, 1, acc, o, i, end);
-        }
-    }
-    if (whole < k) tail(load, bytes, R, C, acc, o, whole, k - whole);
+    steps(load, bytes, R, C, h0, H, acc, o, i, whole);
+    if (whole < end) tail(load, bytes, R, C, h0, H, acc, o, whole, end - whole);
     RVK_UNROLL
-    for (int r = 0; r < R; r++) {
-        RVK_UNROLL
-        for (int c = 0; c < C; c++)
-            y[(size_t)c * ldy + (size_t)r] = sum16(acc[r][c][0], acc[r][c][1]);
+    for (int j = 0; j < R * C * H; j++) {
+        const int r = j / H / C, c = j / H % C, h = h0 + j % H;
+        _mm256_store_ps(wait[h][r][c], acc[r][c][h]);
     }
 }
 
-/* n_rows rows under C columns. */
+RVK_INLINE void tile(load_fn load, const size_t bytes, const int R, const int C, const operands *o,
+                     size_t i, size_t end, waiting wait) {
+    if (C < MAX_C) {
+        some_lanes(load, bytes, R, C, 0, 2, o, i, end, wait);
+    } else {
+        some_lanes(load, bytes, R, C, 0, 1, o, i, end, wait);
+        some_lanes(load, bytes, R, C, 1, 1, o, i, end, wait);
+    }
+}
+
+RVK_INLINE void finish(const int R, const int C, float *y, size_t ldy, waiting wait) {
+    RVK_UNROLL
+    for (int c = 0; c < C; c++) {
+        RVK_UNROLL
+        for (int r = 0; r < R; r++)
+            y[(size_t)c * ldy + (size_t)r] =
+                sum16(_mm256_load_ps(wait[0][r][c]), _mm256_load_ps(wait[1][r][c]));
+    }
+}
+
+/* n_rows <= BAND rows under C columns, piece by piece. */
 RVK_INLINE void rows(load_fn load, const size_t bytes, const int C, float *y, size_t ldy,
-                     operands o, size_t n_rows, size_t k) {
-    const uint8_t *w = o.w;
-    size_t r = 0;
-    for (; r + MAX_R <= n_rows; r += MAX_R) {
-        o.w = w + r * o.w_stride;
-        tile(load, bytes, MAX_R, C, y + r, ldy, &o, k);
-    }
-    for (; r < n_rows; r++) {
-        o.w = w + r * o.w_stride;
-        tile(load, bytes, 1, C, y + r, ldy, &o, k);
-    }
+                     const operands *band, size_t n_rows, size_t k) {
+    _Alignas(32) waiting wait[BAND / MAX_R + MAX_R];
+    const size_t piece = C < MAX_C ? k : PIECE;
+    operands o = *band;
+    size_t i = 0, end;
+    do {
+        size_t r = 0, j = 0;
+        end = k - i < piece ? k : i + piece;
+        for (; r + MAX_R <= n_rows; r += MAX_R, j++) {
+            o.w = band->w + r * o.w_stride;
+            tile(load, bytes, MAX_R, C, &o, i, end, wait[j]);
+            if (end == k) finish(MAX_R, C, y + r, ldy, wait[j]);
+        }
+        for (; r < n_rows; r++, j++) {
+            o.w = band->w + r * o.w_stride;
+            tile(load, bytes, 1, C, &o, i, end, wait[j]);
+            if (end == k) finish(1, C, y + r, ldy, wait[j]);
+        }
+    } while ((i = end) < k);
 }
 
 RVK_INLINE void mul(load_fn load, const size_t bytes, RVK_MUL_ARGS) {
     operands o = {w, x, w_stride, x_stride};
     if (n_cols == 1) { /* row after row: the order that the hardware's prefetcher follows */
         for (size_t r = 0; r < n_rows; r++, o.w += w_stride)
-            tile(load, bytes, 1, 1, y + r, ldy, &o, k);
+            rows(load, bytes, 1, y + r, ldy, &o, 1, k);
         return;
     }
-    const size_t fit = W_BYTES / (k * bytes + 1) / MAX_R * MAX_R, band = fit ? fit : MAX_R;
+    const size_t fit = W_BYTES / (k * bytes + 1) / MAX_R * MAX_R;
+    const size_t band = fit < MAX_R ? MAX_R : fit < BAND ? fit : BAND;
     for (size_t r = 0; r < n_rows; r += band) {
         const size_t n = n_rows - r < band ? n_rows - r : band;
         float *yr = y + r;
@@ -138,7 +162,7 @@ RVK_INLINE void mul(load_fn load, const size_t bytes, RVK_MUL_ARGS) {
 #define COLUMNS(C)                                                                                 \
     for (; c + (C) <= n_cols; c += (C)) {                                                          \
         o.x = (const uint8_t *)x + c * x_stride;                                                   \
-        rows(load, bytes, C, yr + c * ldy, ldy, o, n, k);                                          \
+        rows(load, bytes, C, yr + c * ldy, ldy, &o, n, k);                                         \
     }
         COLUMNS(MAX_C)
         COLUMNS(2)
