@@ -33,12 +33,23 @@ RVK_INLINE __m256 load_bf16(const uint8_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
 }
 
-/* The sum of sixteen lanes, each of which is added to the one 8, then 4, 2 and 1 on. */
-RVK_INLINE float sum16(__m256 lo, __m256 hi) {
-    const __m256 v = _mm256_add_ps(lo, hi);
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+/* Lanes 0 .. 7 of a sum of sixteen added to 8 .. 15, then 0 .. 3 to 4 .. 7. */
+RVK_INLINE __m128 four_lanes(const float *lo, const float *hi) {
+    const __m256 v = _mm256_add_ps(_mm256_load_ps(lo), _mm256_load_ps(hi));
+    return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+}
+
+/* Lanes 0 and 1 of s added to 2 and 3, then 0 to 1. */
+RVK_INLINE float sum4(__m128 s) {
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+/* The same for four of them. */
+RVK_INLINE __m128 sums4(__m128 a, __m128 b, __m128 c, __m128 d) {
+    const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    const __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+    return _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab));
 }
 
 typedef struct operands {
@@ -114,11 +125,18 @@ RVK_INLINE void tile(load_fn load, const size_t bytes, const int R, const int C,
 
 RVK_INLINE void finish(const int R, const int C, float *y, size_t ldy, waiting wait) {
     RVK_UNROLL
-    for (int c = 0; c < C; c++) {
+    for (int r = 0; r < R; r++) {
+        __m128 v[MAX_C];
         RVK_UNROLL
-        for (int r = 0; r < R; r++)
-            y[(size_t)c * ldy + (size_t)r] =
-                sum16(_mm256_load_ps(wait[0][r][c]), _mm256_load_ps(wait[1][r][c]));
+        for (int c = 0; c < C; c++) v[c] = four_lanes(wait[0][r][c], wait[1][r][c]);
+        if (C == MAX_C) {
+            float four[MAX_C];
+            _mm_storeu_ps(four, sums4(v[0], v[1], v[2], v[3]));
+            for (size_t c = 0; c < MAX_C; c++) y[c * ldy + (size_t)r] = four[c];
+        } else {
+            RVK_UNROLL
+            for (int c = 0; c < C; c++) y[(size_t)c * ldy + (size_t)r] = sum4(v[c]);
+        }
     }
 }
 
