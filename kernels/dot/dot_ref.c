@@ -76,8 +76,6 @@ RVK_MUL_QUANTS(MUL_BLOCKS, ref)
     t->mul[RVK_##NUMBER] = rvk_mul_##name##_##isa, t->isa_mul[RVK_##NUMBER] = #isa;
 #define FILL_PANELS(isa, name, NUMBER) t->mul_panels[RVK_##NUMBER] = rvk_mul_panels_##name##_##isa;
 
-#define FILL_PANELS(isa, name, NUMBER) t->mul_panels[RVK_##NUMBER] = rvk_mul_panels_##name##_##isa;
-
 void rvk_init_dot(rvk_table *t, unsigned cpu) {
     (void)cpu;
     RVK_MUL_FLOATS(FILL, ref)

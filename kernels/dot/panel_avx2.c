@@ -40,18 +40,17 @@ static void fill_group(const rvk_panel_type *t, group *g, const uint8_t *xd, con
 }
 
 /* One piece for all columns: n blocks of the type, whose packed x start at xq, xd and xb. */
-static void mul_piece(const format *f, chains *acc, piece *p, const uint8_t *words,
-                      const uint8_t *d, uintptr_t ahead, const uint8_t *xq, const uint8_t *xd,
-                      const uint8_t *xb, size_t x_stride, size_t n_cols, size_t n) {
+static void mul_piece(const format *f, chains *acc, piece *p, const uint8_t *w, const uint8_t *xq,
+                      const uint8_t *xd, const uint8_t *xb, size_t x_stride, size_t n_cols,
+                      size_t n) {
     const size_t n_blocks = n * rvk_dtypes[f->type].block_values / RVK_QK;
     group g;
-    f->heads(p, words, d, n);
     if (n_cols == 1) {
         fill_group(&f->panel, &g, xd, xb, x_stride, 1, n_blocks);
-        f->one(acc, p, &g, words, xq, n, ahead);
+        f->one(acc, p, &g, w, xq, n);
         return;
     }
-    f->codes(p, words, n);
+    f->take(p, w, n);
     size_t c = 0;
     for (size_t i = 0; i < 3; i++) {
         for (const size_t step = COLS >> i; c + step <= n_cols; c += step) {
@@ -80,29 +79,20 @@ static void panel(const format *f, bool packed_w, float *y, size_t ldy, const ui
                   size_t w_stride, size_t n_rows, const uint8_t *x, size_t x_stride, size_t n_cols,
                   size_t k) {
     const rvk_dtype_info *type = &rvk_dtypes[f->type];
-    const size_t n_words = (size_t)f->panel.n_words, unit = n_words * WORD;
-    const size_t block = RVK_PANEL_ROWS * type->block_bytes;
-    const size_t panel_bytes = k / type->block_values * block;
     _Alignas(64) uint8_t packed[BLOCKS * MAX_BLOCK32 * RVK_PANEL_ROWS];
     _Alignas(64) chains acc[MAX_COLS];
     piece p;
     memset(acc, 0, n_cols * sizeof *acc);
     for (size_t k0 = 0; k0 < k; k0 += PIECE_K) {
-        const size_t k1 = k - k0 < PIECE_K ? k - k0 : PIECE_K, i = k0 / type->block_values;
-        const size_t n = k1 / type->block_values;
-        const uint8_t *words = w + i * unit, *d = w + k / type->block_values * unit;
-        d += i * 2 * RVK_PANEL_ROWS;
-        if (!packed_w) {
-            rvk_panel_pack_avx2(packed, f->type, w + i * type->block_bytes, w_stride, n_rows, k1);
-            words = packed, d = packed + n * unit;
-        } else if (f->panel.d_at >= 0 && n_cols == 1) {
-            /* those of the next panel: here they are far from the words they go with */
-            for (size_t j = 0; j < n * 2 * RVK_PANEL_ROWS; j += 64)
-                __builtin_prefetch((const void *)((uintptr_t)d + panel_bytes + j), 0, 2);
-        }
-        mul_piece(f, acc, &p, words, d, (uintptr_t)w + i * block + AHEAD, x + k0,
-                  x + rvk_act_off_d(k) + k0 / 8, x + rvk_act_off_bsum(k) + k0 / 8, x_stride, n_cols,
-                  n);
+        const size_t k1 = k - k0 < PIECE_K ? k - k0 : PIECE_K;
+        const uint8_t *units = packed;
+        if (packed_w)
+            units = w + rvk_panel_bytes(f->type, k0);
+        else
+            rvk_panel_pack_avx2(packed, f->type, w + k0 / type->block_values * type->block_bytes,
+                                w_stride, n_rows, k1);
+        mul_piece(f, acc, &p, units, x + k0, x + rvk_act_off_d(k) + k0 / 8,
+                  x + rvk_act_off_bsum(k) + k0 / 8, x_stride, n_cols, k1 / type->block_values);
     }
     for (size_t c = 0; c < n_cols; c++) finish(y + c * ldy, acc + c, n_rows);
 }
@@ -124,6 +114,5 @@ void rvk_panel_mul_avx2(const format *f, RVK_MUL_ARGS) {
 }
 
 void rvk_panel_mul_panels_avx2(const format *f, RVK_PANELS_ARGS) {
-    mul(f, true, y, ldy, w, RVK_PANEL_ROWS * rvk_row_bytes(f->type, k), n_rows, x, x_stride, n_cols,
-        k);
+    mul(f, true, y, ldy, w, rvk_panel_bytes(f->type, k), n_rows, x, x_stride, n_cols, k);
 }

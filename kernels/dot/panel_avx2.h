@@ -23,8 +23,7 @@ enum {
     PIECE_K = 1024, /* values of a row in a piece: 16 KiB of codes stay in the first cache */
     BLOCKS = PIECE_K / RVK_QK,
     COLS = 4, /* that share loaded codes: eight sums of eight rows */
-    WORD = 4 * RVK_PANEL_ROWS,
-    AHEAD = 16384 /* bytes that prefetches for one column run ahead; 8192 and less: slower */
+    WORD = 4 * RVK_PANEL_ROWS
 };
 
 /* Sixteen rows of a piece of k, by blocks of 32. */
@@ -52,13 +51,11 @@ typedef struct kind {
 typedef struct format {
     int type;
     rvk_panel_type panel;
-    /* Scales and minimums, codes: of n blocks of the type. */
-    void (*heads)(piece *p, const uint8_t *words, const uint8_t *d, size_t n);
-    void (*codes)(piece *p, const uint8_t *words, size_t n);
-    /* One column straight from the words: n blocks of the type.  ahead: the address from which on
-     * as many bytes are asked for beforehand. */
-    void (*one)(chains *acc, const piece *p, const group *g, const uint8_t *words, const uint8_t *x,
-                size_t n, uintptr_t ahead);
+    /* Scales and minimums, then codes: of n blocks of the type from the unit at w on. */
+    void (*take)(piece *p, const uint8_t *w, size_t n);
+    /* One column straight from the words of n blocks of the type; scales pass through p. */
+    void (*one)(chains *acc, piece *p, const group *g, const uint8_t *w, const uint8_t *x,
+                size_t n);
     /* 4, 2 or 1 columns from the piece: n blocks of 32. */
     void (*micro[3])(chains *acc, const piece *p, const group *g, const uint8_t *x, size_t x_stride,
                      size_t n);
@@ -69,6 +66,17 @@ void rvk_panel_mul_panels_avx2(const format *f, RVK_PANELS_ARGS);
 
 /* Eight rows: codes 4g .. 4g + 3 of block j of the words at w (of the first or last eight rows). */
 typedef __m256i codes_fn(const uint8_t *w, int j, int g);
+
+/* The words of block i of the type, and its scales where they are apart; w: the first unit. */
+RVK_INLINE const uint8_t *words_of(const rvk_panel_type t, const uint8_t *w, size_t i) {
+    const size_t per = t.n_words > 8 ? 1 : 4;
+    return w + i / per * rvk_unit_bytes(t) + rvk_panel_d_bytes(t) +
+           i % per * (size_t)(t.n_words * WORD);
+}
+RVK_INLINE const uint8_t *apart_of(const rvk_panel_type t, const uint8_t *w, size_t i) {
+    const size_t per = t.n_words > 8 ? 1 : 4;
+    return w + i / per * rvk_unit_bytes(t) + i % per * 2 * RVK_PANEL_ROWS;
+}
 
 RVK_INLINE __m256i word8(const uint8_t *w, int i) {
     return _mm256_loadu_si256((const __m256i *)(const void *)(w + WORD * i));

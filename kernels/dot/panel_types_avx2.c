@@ -89,23 +89,27 @@ RVK_INLINE __m256i codes_q4_k(const uint8_t *w, int j, int g) {
     return bits(word8(w, 4 + j / 2 * 8 + g), j % 2 * 4, 15);
 }
 
+/* Word i of a block of a type that keeps them in another order. */
+#define AT(type, i) (int)rvk_panel_at(type, (size_t)(i))
+
 RVK_INLINE __m256i codes_q5_k(const uint8_t *w, int j, int g) {
-    return _mm256_or_si256(bits(word8(w, 12 + j / 2 * 8 + g), j % 2 * 4, 15),
-                           bits(word8(w, 4 + g), j - 4, 16));
+    return _mm256_or_si256(bits(word8(w, AT(RVK_Q5_K, 12 + j / 2 * 8 + g)), j % 2 * 4, 15),
+                           bits(word8(w, AT(RVK_Q5_K, 4 + g)), j - 4, 16));
 }
 
 RVK_INLINE __m256i codes_q2_k(const uint8_t *w, int j, int g) {
-    return bits(word8(w, 4 + j / 4 * 8 + g), j % 4 * 2, 3);
+    return bits(word8(w, AT(RVK_Q2_K, 4 + j / 4 * 8 + g)), j % 4 * 2, 3);
 }
 
 RVK_INLINE __m256i codes_q3_k(const uint8_t *w, int j, int g) {
-    return _mm256_or_si256(bits(word8(w, 8 + j / 4 * 8 + g), j % 4 * 2, 3),
-                           bits(word8(w, g), j - 2, 4));
+    return _mm256_or_si256(bits(word8(w, AT(RVK_Q3_K, 8 + j / 4 * 8 + g)), j % 4 * 2, 3),
+                           bits(word8(w, AT(RVK_Q3_K, g)), j - 2, 4));
 }
 
 RVK_INLINE __m256i codes_q6_k(const uint8_t *w, int j, int g) {
-    return _mm256_or_si256(bits(word8(w, j / 4 * 16 + j % 2 * 8 + g), j % 4 / 2 * 4, 15),
-                           bits(word8(w, 32 + j / 4 * 8 + g), j % 4 * 2 - 4, 0x30));
+    return _mm256_or_si256(
+        bits(word8(w, AT(RVK_Q6_K, j / 4 * 16 + j % 2 * 8 + g)), j % 4 / 2 * 4, 15),
+        bits(word8(w, AT(RVK_Q6_K, 32 + j / 4 * 8 + g)), j % 4 * 2 - 4, 0x30));
 }
 
 /* ---- heads: eight rows, those of the first or last eight lanes ---- */
@@ -202,7 +206,8 @@ RVK_INLINE void heads_16(float (*out)[2][RVK_PANEL_ROWS], int h, const __m256i v
 }
 
 RVK_INLINE void heads_q6_k(piece *p, size_t b, int h, const uint8_t *w, const uint8_t *d) {
-    const __m256i v[4] = {word8(w, 48), word8(w, 49), word8(w, 50), word8(w, 51)};
+    const __m256i v[4] = {word8(w, AT(RVK_Q6_K, 48)), word8(w, AT(RVK_Q6_K, 49)),
+                          word8(w, AT(RVK_Q6_K, 50)), word8(w, AT(RVK_Q6_K, 51))};
     heads_16(p->s + b, h, v, apart8(d));
 }
 
@@ -210,15 +215,19 @@ RVK_INLINE void heads_q2_k(piece *p, size_t b, int h, const uint8_t *w, const ui
     (void)apart;
     __m256i s[4], m[4];
     RVK_UNROLL
-    for (int i = 0; i < 4; i++) s[i] = bits(word8(w, i), 0, 15), m[i] = bits(word8(w, i), 4, 15);
-    heads_16(p->s + b, h, s, lower(word8(w, 20)));
-    heads_16(p->m + b, h, m, upper(word8(w, 20)));
+    for (int i = 0; i < 4; i++) {
+        const __m256i v = word8(w, AT(RVK_Q2_K, i));
+        s[i] = bits(v, 0, 15), m[i] = bits(v, 4, 15);
+    }
+    heads_16(p->s + b, h, s, lower(word8(w, AT(RVK_Q2_K, 20))));
+    heads_16(p->m + b, h, m, upper(word8(w, AT(RVK_Q2_K, 20))));
 }
 
 /* Sixteen scales of 6 bits in three words: four lower bits, then the upper two; they count from
  * -32. */
 RVK_INLINE void heads_q3_k(piece *p, size_t b, int h, const uint8_t *w, const uint8_t *d) {
-    const __m256i x = word8(w, 24), y = word8(w, 25), z = word8(w, 26);
+    const __m256i x = word8(w, AT(RVK_Q3_K, 24)), y = word8(w, AT(RVK_Q3_K, 25));
+    const __m256i z = word8(w, AT(RVK_Q3_K, 26));
     __m256i s[4] = {_mm256_or_si256(bits(x, 0, 15), bits(z, -4, 0x30)),
                     _mm256_or_si256(bits(y, 0, 15), bits(z, -2, 0x30)),
                     _mm256_or_si256(bits(x, 4, 15), bits(z, 0, 0x30)),
@@ -232,48 +241,42 @@ RVK_INLINE void heads_q3_k(piece *p, size_t b, int h, const uint8_t *w, const ui
 
 typedef void heads_fn(piece *p, size_t b, int h, const uint8_t *w, const uint8_t *d);
 
-RVK_INLINE void all_heads(const kind t, heads_fn heads, int n_sub, piece *p, const uint8_t *words,
-                          const uint8_t *d, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        const uint8_t *w = words + i * (size_t)(t.type.n_words * WORD);
-        const uint8_t *di = t.type.d_at < 0 ? d : d + i * 2 * RVK_PANEL_ROWS;
-        heads(p, i * (size_t)n_sub, 0, w, di);
-        heads(p, i * (size_t)n_sub, 8, w + 32, t.type.d_at < 0 ? d : di + 16);
-    }
+/* Block i of the type. */
+RVK_INLINE void head(const kind t, heads_fn heads, int n_sub, piece *p, const uint8_t *w,
+                     size_t i) {
+    const uint8_t *words = words_of(t.type, w, i), *d = apart_of(t.type, w, i);
+    heads(p, i * (size_t)n_sub, 0, words, d);
+    heads(p, i * (size_t)n_sub, 8, words + 32, d + 16);
 }
 
-RVK_INLINE void all_codes(const kind t, codes_fn codes, int n_sub, piece *p, const uint8_t *words,
-                          size_t n) {
+RVK_INLINE void take(const kind t, heads_fn heads, codes_fn codes, int n_sub, piece *p,
+                     const uint8_t *w, size_t n) {
     for (size_t i = 0; i < n; i++) {
-        const uint8_t *w = words + i * (size_t)(t.type.n_words * WORD);
+        const uint8_t *words = words_of(t.type, w, i);
+        head(t, heads, n_sub, p, w, i);
         RVK_UNROLL
         for (int j = 0; j < n_sub; j++) {
             RVK_UNROLL
             for (int g = 0; g < 8; g++) {
                 __m256i *q = (__m256i *)(void *)p->q[i * (size_t)n_sub + (size_t)j][g];
-                _mm256_store_si256(q, codes(w, j, g));
-                _mm256_store_si256(q + 1, codes(w + 32, j, g));
+                _mm256_store_si256(q, codes(words, j, g));
+                _mm256_store_si256(q + 1, codes(words + 32, j, g));
             }
         }
     }
 }
 
-/* ahead: where memory is asked for what comes AHEAD bytes later, in the order of memory. */
-RVK_INLINE void one_column(const kind t, codes_fn codes, int n_sub, size_t bytes, chains *acc,
-                           const piece *p, const group *g, const uint8_t *words, const uint8_t *x,
-                           size_t n, uintptr_t ahead) {
-    const size_t step = RVK_PANEL_ROWS * bytes / (size_t)n_sub;
+RVK_INLINE void one_column(const kind t, heads_fn heads, codes_fn codes, int n_sub, chains *acc,
+                           piece *p, const group *g, const uint8_t *w, const uint8_t *x, size_t n) {
     for (size_t i = 0; i < n; i++) {
-        const uint8_t *w = words + i * (size_t)(t.type.n_words * WORD);
+        const uint8_t *words = words_of(t.type, w, i);
+        head(t, heads, n_sub, p, w, i);
         RVK_UNROLL
         for (int j = 0; j < n_sub; j++) {
             const size_t b = i * (size_t)n_sub + (size_t)j;
             const uint8_t *xb = x + b * RVK_QK;
-            RVK_UNROLL
-            for (size_t l = 0; l < step; l += 64)
-                __builtin_prefetch((const void *)(ahead + b * step + l), 0, 2);
-            __asm__ volatile("" ::: "memory"); /* a few at a time: many at once hold up loads */
-            block_step(t, codes, 1, acc, p, g, w, j, &xb, b, chain_of(t.type.delta, b));
+            block_step(t, codes, 1, acc, p, g, words, j, &xb, b, chain_of(t.type.delta, b));
+            __asm__ volatile("" ::: "memory"); /* memory is read in the order of addresses */
         }
     }
 }
@@ -305,23 +308,21 @@ RVK_INLINE void columns(const kind t, const int C, chains *acc, const piece *p, 
     }
 
 #define FORMAT(name, NUMBER, n_sub)                                                                \
-    static void all_heads_##name(piece *p, const uint8_t *words, const uint8_t *d, size_t n) {     \
-        all_heads(kind_##name, heads_##name, n_sub, p, words, d, n);                               \
+    static void take_##name(piece *p, const uint8_t *w, size_t n) {                                \
+        take(kind_##name, heads_##name, codes_##name, n_sub, p, w, n);                             \
     }                                                                                              \
-    static void all_codes_##name(piece *p, const uint8_t *words, size_t n) {                       \
-        all_codes(kind_##name, codes_##name, n_sub, p, words, n);                                  \
-    }                                                                                              \
-    static void one_##name(chains *acc, const piece *p, const group *g, const uint8_t *words,      \
-                           const uint8_t *x, size_t n, uintptr_t ahead) {                          \
-        one_column(kind_##name, codes_##name, n_sub, sizeof(rvk_##name), acc, p, g, words, x, n,   \
-                   ahead);                                                                         \
+    static void one_##name(chains *acc, piece *p, const group *g, const uint8_t *w,                \
+                           const uint8_t *x, size_t n) {                                           \
+        one_column(kind_##name, heads_##name, codes_##name, n_sub, acc, p, g, w, x, n);            \
     }                                                                                              \
     MICRO(name, 4)                                                                                 \
     MICRO(name, 2)                                                                                 \
     MICRO(name, 1)                                                                                 \
-    static const format format_##name = {                                                          \
-        RVK_##NUMBER,     RVK_PANEL_##name, all_heads_##name,                                      \
-        all_codes_##name, one_##name,       {micro4_##name, micro2_##name, micro1_##name}};        \
+    static const format format_##name = {RVK_##NUMBER,                                             \
+                                         RVK_PANEL_##name,                                         \
+                                         take_##name,                                              \
+                                         one_##name,                                               \
+                                         {micro4_##name, micro2_##name, micro1_##name}};           \
     void rvk_mul_##name##_avx2(RVK_MUL_ARGS) {                                                     \
         rvk_panel_mul_avx2(&format_##name, y, ldy, w, w_stride, n_rows, x, x_stride, n_cols, k);   \
     }                                                                                              \

@@ -55,24 +55,26 @@ static void fill_columns(uint8_t *x, size_t n_cols, size_t k, uint64_t *rng) {
 }
 
 static size_t panels_bytes(int type, size_t n_rows, size_t k) {
-    return (n_rows + RVK_PANEL_ROWS - 1) / RVK_PANEL_ROWS * RVK_PANEL_ROWS * rvk_row_bytes(type, k);
+    return (n_rows + RVK_PANEL_ROWS - 1) / RVK_PANEL_ROWS * rvk_panel_bytes(type, k);
 }
 
 static void pack_all(uint8_t *dst, int type, const uint8_t *w, size_t n_rows, size_t k) {
     const size_t row = rvk_row_bytes(type, k);
     for (size_t r = 0; r < n_rows; r += RVK_PANEL_ROWS)
-        rvk.panel_pack(dst + r * row, type, w + r * row, row,
+        rvk.panel_pack(dst + r / RVK_PANEL_ROWS * rvk_panel_bytes(type, k), type, w + r * row, row,
                        n_rows - r < RVK_PANEL_ROWS ? n_rows - r : RVK_PANEL_ROWS, k);
 }
 
 /* Every number of rows of the last panel, against the plain version. */
 static void pack_one(int type, size_t k, uint64_t *rng) {
-    const size_t row = rvk_row_bytes(type, k), n = RVK_PANEL_ROWS * row;
-    guarded w = guard_new(n), want = guard_new(n), got = guard_new(n);
+    const size_t row = rvk_row_bytes(type, k), w_bytes = RVK_PANEL_ROWS * row;
+    const size_t n = rvk_panel_bytes(type, k);
+    guarded w = guard_new(w_bytes), want = guard_new(n), got = guard_new(n);
     fill_rows(w.p, type, RVK_PANEL_ROWS, k, rng);
     for (size_t n_rows = 1; n_rows <= RVK_PANEL_ROWS; n_rows++) {
-        const uint8_t *at = w.p + n - n_rows * row;
+        const uint8_t *at = w.p + w_bytes - n_rows * row;
         rvk_init(0);
+        memset(want.p, 0xa5, n); /* not every byte is used */
         rvk.panel_pack(want.p, type, at, row, n_rows, k);
         for (size_t i = 0; i < RV_COUNT(MASKS); i++) {
             rvk_init(MASKS[i]);
