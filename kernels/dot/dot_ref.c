@@ -74,7 +74,6 @@ RVK_MUL_QUANTS(MUL_BLOCKS, ref)
 
 #define FILL(isa, name, NUMBER)                                                                    \
     t->mul[RVK_##NUMBER] = rvk_mul_##name##_##isa, t->isa_mul[RVK_##NUMBER] = #isa;
-
 #define FILL_PANELS(isa, name, NUMBER) t->mul_panels[RVK_##NUMBER] = rvk_mul_panels_##name##_##isa;
 
 void rvk_init_dot(rvk_table *t, unsigned cpu) {
@@ -86,6 +85,8 @@ void rvk_init_dot(rvk_table *t, unsigned cpu) {
     if (!(cpu & RVK_AVX2)) return;
     RVK_MUL_FLOATS(FILL, avx2)
     RVK_MUL_QUANTS(FILL, avx2)
+    RVK_MUL_QUANTS(FILL_PANELS, avx2)
+    t->panel_pack = rvk_panel_pack_avx2;
 #endif
 #ifdef RVK_HAVE_avx512
     if (!(cpu & RVK_AVX512)) return;
