@@ -1,12 +1,9 @@
-/* The dot family's shared shapes: the argument list of rvk_table.mul, the walk over rows and
- * columns in register tiles, and the names of the ISA versions.
+/* The dot family's shared parts: the argument list of rvk_table.mul, the names of the ISA versions,
+ * and how loops are unrolled.
  *
- * The idea that keeps the bits independent of n_rows and n_cols: an element has its own
- * accumulator or chain of them, and every shape feeds it the same values in the same order.  A
- * shape decides only what is shared: the unpacked weights over C columns, the loaded activations
- * over R rows.  With AVX2 a tile function is written once, always inlined, with its rows R and
- * columns C as constants, and RVK_WALK makes the six shapes from it and covers the matrix with
- * them; AVX-512 VNNI has tiles for few columns (vnni.h) and panels for many (panel_vnni.c). */
+ * What keeps the bits independent of n_rows and n_cols: an element has its own accumulator or
+ * chains of them, and every shape of loop feeds it the same values in the same order.  A shape
+ * decides only what is shared: loaded or expanded weights over columns, activations over rows. */
 #ifndef RVK_DOT_DOT_H
 #define RVK_DOT_DOT_H
 
@@ -16,42 +13,12 @@
     float *y, size_t ldy, const void *w, size_t w_stride, size_t n_rows, const void *x,            \
         size_t x_stride, size_t n_cols, size_t k
 
-/* The largest tile.  Below it: one row; two columns or one. */
-enum { RVK_TILE_R = 4, RVK_TILE_C = 4 };
-
 #define RVK_INLINE static inline __attribute__((always_inline))
 #if defined(__clang__)
 #define RVK_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define RVK_UNROLL _Pragma("GCC unroll 16")
 #endif
-
-/* One column group of C columns under R rows: TILE(R, C, y, ldy, w, w_stride, x, x_stride, k). */
-#define RVK_WALK_COLS(TILE, R)                                                                     \
-    do {                                                                                           \
-        size_t c = 0;                                                                              \
-        for (; c + RVK_TILE_C <= n_cols; c += RVK_TILE_C)                                          \
-            TILE(R, RVK_TILE_C, y + c * ldy + r, ldy, wp + r * w_stride, w_stride,                 \
-                 xp + c * x_stride, x_stride, k);                                                  \
-        for (; c + 2 <= n_cols; c += 2)                                                            \
-            TILE(R, 2, y + c * ldy + r, ldy, wp + r * w_stride, w_stride, xp + c * x_stride,       \
-                 x_stride, k);                                                                     \
-        for (; c < n_cols; c++)                                                                    \
-            TILE(R, 1, y + c * ldy + r, ldy, wp + r * w_stride, w_stride, xp + c * x_stride,       \
-                 x_stride, k);                                                                     \
-    } while (0)
-
-/* ROWS rows in a tile for few columns, WIDE with four columns: 2 or 4, what measures faster. */
-#define RVK_WALK(TILE, ROWS, WIDE)                                                                 \
-    do {                                                                                           \
-        const uint8_t *wp = w, *xp = x;                                                            \
-        size_t r = 0;                                                                              \
-        if (n_cols >= RVK_TILE_C)                                                                  \
-            for (; r + (WIDE) <= n_rows; r += (WIDE)) RVK_WALK_COLS(TILE, WIDE);                   \
-        else                                                                                       \
-            for (; r + (ROWS) <= n_rows; r += (ROWS)) RVK_WALK_COLS(TILE, ROWS);                   \
-        for (; r < n_rows; r++) RVK_WALK_COLS(TILE, 1);                                            \
-    } while (0)
 
 /* Ask for the weights a tile of R rows will need when it is i of n steps further and 10 KiB on: the
  * rows behind it, in the order of memory.  A tile reads R streams, and hardware that follows one
