@@ -112,7 +112,7 @@ RVK_INLINE void isums(const int C, const int n, const int h, __m512 *out, const 
 RVK_INLINE void micro(const int C, const bool halves, const bool has_min, int delta,
                       rvk_chains *acc, const rvk_expanded *p, const rvk_group *g, const uint8_t *x0,
                       size_t x_stride, size_t n_blocks) {
-    const uint8_t *x[COLS];
+    const uint8_t *x[COLS], *next = g->next;
     RVK_UNROLL
     for (int c = 0; c < C; c++) x[c] = x0 + (size_t)c * x_stride;
     for (size_t j = 0; j < 4; j++) {
@@ -123,6 +123,8 @@ RVK_INLINE void micro(const int C, const bool halves, const bool has_min, int de
         for (size_t s = 0; s < (n_blocks + 3 - j) / 4; s++) {
             __m512 f[COLS];
             const __m512 s0 = _mm512_load_ps(p->s[j][s][0]);
+            for (const uint8_t *end = next + g->ahead; next < end; next += 64)
+                __builtin_prefetch(next, 0, 2);
             isums(C, halves ? 4 : 8, 0, f, p->q[j][s], g, x, b);
             RVK_UNROLL
             for (int c = 0; c < C; c++) f[c] = _mm512_mul_ps(f[c], s0);
@@ -177,13 +179,16 @@ typedef struct source {
     size_t stride, n_rows;
 } source;
 
-/* One piece of k for all columns. */
-static void piece(const rvk_vnni_type *t, rvk_chains *acc, const uint8_t *w, const uint8_t *xq,
-                  const uint8_t *xd, const uint8_t *xb, size_t x_stride, size_t n_cols,
-                  size_t n_blocks) {
+/* One piece of k for all columns.  next: the bytes behind it in memory, or NULL; the first two
+ * groups of columns fetch them, as expanding waits for nothing else. */
+static void piece(const rvk_vnni_type *t, rvk_chains *acc, const uint8_t *w, const uint8_t *next,
+                  const uint8_t *xq, const uint8_t *xd, const uint8_t *xb, size_t x_stride,
+                  size_t n_cols, size_t n_blocks) {
     const rvk_panel_type *p = &t->panel;
-    rvk_group g;
+    rvk_group g; /* not cleared as a whole: that would cost */
     rvk_expanded e;
+    g.next = next;
+    g.ahead = next ? (size_t)(next - w) / n_blocks / (n_cols < 2 * COLS ? 1 : 2) : 0;
     const bool few = n_cols <= RVK_FEW_COLS;
     if (!few) t->expand(&e, w, n_blocks);
     size_t c = 0;
@@ -196,6 +201,8 @@ static void piece(const rvk_vnni_type *t, rvk_chains *acc, const uint8_t *w, con
             else
                 MICRO[i][p->halves][p->has_min](p->delta, acc + c, &e, &g, xq + o, x_stride,
                                                 n_blocks);
+            g.next += g.ahead * n_blocks;
+            if (c + n >= 2 * COLS) g.ahead = 0;
         }
     }
 }
@@ -209,13 +216,15 @@ static void panel(const rvk_vnni_type *t, float *y, size_t ldy, const source *s,
     memset(acc, 0, n_cols * sizeof *acc);
     for (size_t k0 = 0; k0 < k; k0 += RVK_PIECE_K) {
         const size_t n = k - k0 < RVK_PIECE_K ? k - k0 : RVK_PIECE_K;
-        const uint8_t *w = s->w + rvk_panel_bytes(t->type, k0);
+        const uint8_t *w = s->w + rvk_panel_bytes(t->type, k0), *next = NULL;
         if (s->stride) {
             pack(t->type, room, s->w, s->stride, s->n_rows, k0 / values, n / values);
             w = room;
+        } else {
+            next = w + rvk_panel_bytes(t->type, n);
         }
-        piece(t, acc, w, x + k0, x + rvk_act_off_d(k) + k0 / 8, x + rvk_act_off_bsum(k) + k0 / 8,
-              x_stride, n_cols, n / RVK_QK);
+        piece(t, acc, w, next, x + k0, x + rvk_act_off_d(k) + k0 / 8,
+              x + rvk_act_off_bsum(k) + k0 / 8, x_stride, n_cols, n / RVK_QK);
     }
     const __mmask16 m = (__mmask16)(s->n_rows < RVK_PANEL_ROWS ? (1u << s->n_rows) - 1 : 0xffffu);
     for (size_t c = 0; c < n_cols; c++) {

@@ -30,6 +30,8 @@ typedef struct rvk_group {
     _Alignas(64) float d[RVK_GROUP_COLS][RVK_PIECE_BLOCKS];
     int32_t start[RVK_GROUP_COLS][2][RVK_PIECE_BLOCKS]; /* -minus * sum, by half or in the first */
     float sum[RVK_GROUP_COLS][2][RVK_PIECE_BLOCKS];     /* d * sum, likewise */
+    const uint8_t *next;                                /* weights to fetch meanwhile, */
+    size_t ahead;                                       /* so many bytes per block */
 } rvk_group;
 
 typedef struct rvk_expanded { /* a piece of a panel, [chain][step] */
@@ -209,12 +211,13 @@ RVK_INLINE void rvk_expand(const rvk_panel_type t, rvk_head_fn head, rvk_block_f
                 x, x_stride, n_blocks);                                                            \
     }
 
-/* After head_<name> and block_<name>: the functions of the table.  AHEAD: bytes to prefetch ahead;
- * 0 for types so quick to expand that hardware alone keeps up (Q8_0: 35 GB/s, 21 with it). */
+/* After head_<name> and block_<name>: the functions of the table.  AHEAD: bytes to prefetch ahead
+ * under one column; 0 for types so quick to expand that hardware alone keeps up (Q8_0: 35 GB/s, 21
+ * with it). */
 #define RVK_VNNI_TYPE(name, NUMBER, AHEAD)                                                         \
     RVK_VNNI_FEW(name, AHEAD, 1)                                                                   \
-    RVK_VNNI_FEW(name, AHEAD, 2)                                                                   \
-    RVK_VNNI_FEW(name, AHEAD, 4)                                                                   \
+    RVK_VNNI_FEW(name, RVK_AHEAD, 2)                                                               \
+    RVK_VNNI_FEW(name, RVK_AHEAD, 4)                                                               \
     static void expand_##name(rvk_expanded *e, const uint8_t *w, size_t n_blocks) {                \
         rvk_expand((rvk_panel_type)RVK_PANEL_##name, head_##name, block_##name, e, w, n_blocks);   \
     }                                                                                              \
