@@ -64,7 +64,7 @@ def huge(path: Path) -> float:
 def main() -> None:
     p = options(__doc__)
     p.add_argument("--shape", default="lfm2-350m")
-    p.add_argument("--type", default="q4_0")
+    p.add_argument("--type", default="f16")
     args = p.parse_args()
     if not hasattr(os, "posix_fadvise"):
         print("load: left out: wants Linux")

@@ -2,8 +2,8 @@
  *
  * Why not madvise(MADV_WILLNEED): it fills the page cache with single pages of 4 KiB, at most a few
  * MiB per call, and nothing is mapped yet.  A page fault in a mapping that asked for huge pages
- * brings 2 MiB at once, in one page where the file system has such, and maps it: decoding then
- * reads a sixth faster, from 28 to 33 GB/s on one thread of the machine of docs/performance.md. */
+ * brings 2 MiB at once, in one page where the file system has such, and maps it: decoding from such
+ * pages is 1.14 times as fast (docs/performance.md). */
 #include <unistd.h>
 
 #include "engine/engine.h"
