@@ -173,8 +173,8 @@ typedef struct rvk_table {
      * minimum (w = s * q - m) is |s * q| + |m|.
      * The order of an element's sum belongs to the ISA version and to nothing else: few columns and
      * many, rows and panels, give the same bits.  AVX-512 VNNI and AVX2 (quantised): four chains,
-     * see dot/panel.h, the same bits in both.  Floats: the lanes of one register along k, added up
-     * at the end. */
+     * see dot/panel.h, the same bits in both.  Floats: sixteen lanes along k, added up at the end,
+     * the same bits with AVX-512 and AVX2. */
     void (*mul[RVK_N_TYPES])(float *y, size_t ldy, const void *w, size_t w_stride, size_t n_rows,
                              const void *x, size_t x_stride, size_t n_cols, size_t k);
 

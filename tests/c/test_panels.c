@@ -1,6 +1,7 @@
 /* kernels: panels.  Packing against the plain version byte for byte; products of panels and of rows
  * against each other and across instruction sets, bit for bit, in every shape and with nothing
- * readable behind the operands.  That the bits are right is the business of test_kernels. */
+ * readable behind the operands; float products across instruction sets.  That the bits are right is
+ * the business of test_kernels. */
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -177,9 +178,39 @@ static void panels_many_columns(void) {
     rv_free(w), rv_free(x), rv_free(y);
 }
 
+/* Float weights: rows by columns of every shape, the same bits with AVX2 as with AVX-512. */
+static void floats_same_bits(void) {
+    enum { R = 7, C = 9, K = 2100 };
+    static float v[R * K], x[C * K], want[C][R], got[C][R];
+    static uint8_t w[R * K * sizeof(float)];
+    static const int types[] = {RVK_F32, RVK_F16, RVK_BF16};
+    static const size_t ks[] = {1, 15, 16, 31, 256, 1024, 1025, 1048, K};
+    uint64_t rng = 7;
+    if (!(rvk_cpu() & RVK_AVX512)) return;
+    for (size_t i = 0; i < R * K; i++) v[i] = rv_test_uniform(&rng);
+    for (size_t i = 0; i < C * K; i++) x[i] = rv_test_uniform(&rng);
+    for (size_t i = 0; i < RV_COUNT(types) * RV_COUNT(ks); i++) {
+        const int type = types[i % RV_COUNT(types)];
+        const size_t k = ks[i / RV_COUNT(types)], row = rvk_row_bytes(type, k);
+        for (size_t r = 0; r < R; r++) rvk.quant[type](w + r * row, v + r * k, k);
+        rvk_init(RVK_ALL);
+        rvk.mul[type](want[0], R, w, row, R, x, k * sizeof *x, C, k);
+        rvk_init(RVK_AVX2);
+        for (size_t n = 1; n <= C; n++) {
+            const size_t n_rows = 1 + n % R;
+            memset(got, 0, sizeof got);
+            rvk.mul[type](got[0], R, w, row, n_rows, x, k * sizeof *x, n, k);
+            for (size_t c = 0; c < n; c++)
+                CHECK(memcmp(got[c], want[c], n_rows * sizeof *want[c]) == 0);
+        }
+        rvk_init(RVK_ALL);
+    }
+}
+
 const rv_test tests_panels[] = {
     {"panels_pack", panels_pack},
     {"panels_mul", panels_mul},
     {"panels_many_columns", panels_many_columns},
+    {"floats_same_bits", floats_same_bits},
     {NULL, NULL},
 };
