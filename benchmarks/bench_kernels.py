@@ -1,8 +1,9 @@
 """How fast does one thread read weights through mul, against plain reading?
 
 Rows of K values in a buffer larger than the caches; windows of a few milliseconds, the best one
-counts, since other programs only ever slow a window down. One column is decode (GB/s of weights),
-64 columns are prefill (1e9 multiply-adds per second, weights in cache).
+counts, since other programs only ever slow a window down. One column is decode (GB/s of weights;
+of quantised types repacked, as a model holds them from its second token on, and as they lie in the
+file), 4 and 64 columns are batches and prefill (1e9 multiply-adds per second).
 
     python benchmarks/bench_kernels.py [--types q4_0,q8_0] [--k 1024] [--mib 256] [--mask 15]
 """
@@ -15,31 +16,68 @@ import numpy as np
 from _common import Figure, options, report
 from numpy.typing import NDArray
 
+import ruvllm
 from ruvllm import _core
 
 
-def best_rate(number: int, weights: NDArray[np.uint8], k: int, n_cols: int, window: int) -> float:
-    """Rows per second in the best window of that many rows. weights: uint8 (rows, row bytes)."""
+def aligned(n_bytes: int) -> NDArray[np.uint8]:
+    """Zeros that start on a multiple of 64 bytes."""
+    raw = np.zeros(n_bytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + n_bytes]
+
+
+def best_rate(
+    number: int, weights: NDArray[np.uint8], k: int, n_cols: int, window: int, panels: bool
+) -> float:
+    """Rows per second in the best window of that many rows.
+
+    weights: uint8 (rows, row bytes), or of panels (rows / 16, panel bytes).
+    """
     x = np.linspace(-1, 1, n_cols * k, dtype=np.float32)
     out = np.empty(n_cols * window, np.float32)
     best = 0.0
-    for first in range(0, len(weights) - window + 1, window):
-        part = weights[first : first + window]
+    step = window // 16 if panels else window
+    for first in range(0, len(weights) - step + 1, step):
+        part = weights[first : first + step]
         start = time.perf_counter()
-        _core.mul(number, part, window, x, k, out)
+        _core.mul(number, part, window, x, k, out, panels)
         best = max(best, window / (time.perf_counter() - start))
     return best
 
 
-def measure(name: str, k: int, mib: int) -> tuple[float, float]:
-    """GB/s of weights with one column, 1e9 multiply-adds per second with 64."""
+def measure(name: str, k: int, mib: int) -> dict[str, float]:
+    """GB/s of weights with one column (of rows, and of panels where there are such), and 1e9
+    multiply-adds per second with 4 and 64."""
     number, values, size = _core.dtypes()[name]
     row = k // values * size
+    n_rows = (mib << 20) // row // 16 * 16
     # every byte 0x21: a legal, finite number or scale in every format
-    weights = np.full((mib << 20) // row * row, 0x21, np.uint8).reshape(-1, row)
-    decode = max(best_rate(number, weights, k, 1, (8 << 20) // row) for _ in range(3))
-    prefill = best_rate(number, weights[: (8 << 20) // row], k, 64, (1 << 20) // row)
-    return decode * row / 1e9, prefill * k * 64 / 1e9
+    rows = np.full(n_rows * row, 0x21, np.uint8).reshape(-1, row)
+    window = (8 << 20) // row // 16 * 16
+
+    def decode(weights: NDArray[np.uint8], panels: bool) -> float:
+        rate = max(best_rate(number, weights, k, 1, window, panels) for _ in range(3))
+        return rate * row / 1e9
+
+    found = {"rows": decode(rows, False)}
+    best, panels = rows, False
+    try:
+        n_bytes = _core.panel_bytes(number, n_rows, k)
+    except ruvllm.ArgumentError:
+        found["decode"] = found.pop("rows")
+    else:
+        best, panels = aligned(n_bytes), True
+        _core.panel_pack(number, rows, n_rows, k, best)
+        best = best.reshape(n_rows // 16, -1)
+        found["decode"] = decode(best, True)
+    for n_cols in (4, 64):
+        wide = (1 << 20) // row // 16 * 16
+        part = best[: window // 16] if panels else best[:window]
+        found[f"{n_cols} columns"] = (
+            best_rate(number, part, k, n_cols, wide, panels) * k * n_cols / 1e9
+        )
+    return found
 
 
 def main() -> None:
@@ -60,11 +98,14 @@ def main() -> None:
     read = max(_core.read_bandwidth(1, 128 << 20) for _ in range(3)) / 1e9
     figures = [Figure("read bandwidth", read, "GB/s")]
     for name in args.types.split(","):
-        decode, prefill = measure(name, args.k, 64 if args.quick else args.mib)
-        figures += [
-            Figure(f"{name}: decode", decode, "GB/s", "plain reading", decode / read),
-            Figure(f"{name}: prefill, 64 columns", prefill, "GMAC/s"),
-        ]
+        for what, value in measure(name, args.k, 64 if args.quick else args.mib).items():
+            if "columns" in what:
+                figures.append(Figure(f"{name}: {what}", value, "GMAC/s"))
+            else:
+                label = "decode, not repacked" if what == "rows" else "decode"
+                figures.append(
+                    Figure(f"{name}: {label}", value, "GB/s", "plain reading", value / read)
+                )
     report(args, figures)
 
 

@@ -177,8 +177,26 @@ def act_pack(x: _Buffer, /) -> bytes:
     x: float32, a multiple of 32 values. Raises ArgumentError otherwise.
     """
 
-def mul(type: int, w: _Buffer, n_rows: int, x: _Buffer, k: int, out: _Buffer, /) -> None:
-    """out[c, r] = w[r] . x[c].
+def panel_bytes(type: int, n_rows: int, k: int, /) -> int:
+    """Bytes of n_rows >= 1 rows of k values repacked as panels of sixteen rows, see rvk.h.
+
+    Raises ArgumentError for a type that the kernels in use do not read so.
+    """
+
+def panel_pack(type: int, w: _Buffer, n_rows: int, k: int, out: _Buffer, /) -> None:
+    """Repack the bytes of n_rows rows into out: writable, ``panel_bytes`` long."""
+
+def mul(
+    type: int,
+    w: _Buffer,
+    n_rows: int,
+    x: _Buffer,
+    k: int,
+    out: _Buffer,
+    panels: bool = False,
+    /,
+) -> None:
+    """out[c, r] = w[r] . x[c]; with panels w is what panel_pack wrote.
 
     w: the bytes of n_rows rows of k values. x: float32 ``(n_cols, k)``; packed first where the type
     is quantised. out: writable float32 ``(n_cols, n_rows)``. Releases the GIL.

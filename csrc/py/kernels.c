@@ -300,7 +300,7 @@ static PyObject *py_act_pack(PyObject *m, PyObject *o_x) {
 /* ---- dot ---- */
 
 /* One mul over whole matrices, x packed first when the type wants it. */
-static rv_status mul(int type, float *y, const void *w, size_t n_rows, const float *x,
+static rv_status mul(int type, float *y, const void *w, bool panels, size_t n_rows, const float *x,
                      size_t n_cols, size_t k, rv_err *err) {
     const size_t stride = rvk_row_bytes(type, k);
     if (!rvk_dtypes[type].act_q8) {
@@ -311,16 +311,66 @@ static rv_status mul(int type, float *y, const void *w, size_t n_rows, const flo
     uint8_t *packed = rv_alloc_aligned(n_cols * x_stride);
     if (!packed) return rv_fail(err, RV_ENOMEM, "mul: no %zu bytes", n_cols * x_stride);
     for (size_t c = 0; c < n_cols; c++) rvk.act_pack(packed + c * x_stride, x + c * k, k);
-    rvk.mul[type](y, n_rows, w, stride, n_rows, packed, x_stride, n_cols, k);
+    if (panels)
+        rvk.mul_panels[type](y, n_rows, w, n_rows, packed, x_stride, n_cols, k);
+    else
+        rvk.mul[type](y, n_rows, w, stride, n_rows, packed, x_stride, n_cols, k);
     rv_free(packed);
     return RV_OK;
 }
 
-static PyObject *py_mul(PyObject *m, PyObject *args) {
+/* Bytes of the panels of n_rows rows, 0 with an error where the kernels in use read none. */
+static uint64_t panels_bytes(int type, size_t k, Py_ssize_t n_rows, rv_err *err) {
+    uint64_t bytes = 0;
+    if (!rvk.mul_panels[type])
+        rv_fail(err, RV_EARG, "panels: found type %s, want one the kernels read as panels",
+                rvk_dtypes[type].name);
+    else if (n_rows < 1 ||
+             !rv_mul_u64(((uint64_t)n_rows + 15) / 16, rvk_panel_bytes(type, k), &bytes))
+        rv_fail(err, RV_EARG, "panels: found %zd rows, want 1 or more that fit memory", n_rows);
+    return bytes;
+}
+
+static PyObject *py_panel_bytes(PyObject *m, PyObject *args) {
     int type;
     Py_ssize_t n_rows, k;
+    if (!PyArg_ParseTuple(args, "inn", &type, &n_rows, &k)) return NULL;
+    if (!row_bytes(m, type, k < 0 ? 0 : (size_t)k, "panel_bytes")) return NULL;
+    rv_err err = {0};
+    buffers b = {.m = m};
+    const uint64_t bytes = panels_bytes(type, (size_t)k, n_rows, &err);
+    return bytes ? PyLong_FromUnsignedLongLong(bytes) : fail(&b, &err);
+}
+
+static PyObject *py_panel_pack(PyObject *m, PyObject *args) {
+    int type;
+    Py_ssize_t n_rows, k;
+    PyObject *o_w, *o_out;
+    if (!PyArg_ParseTuple(args, "iOnnO", &type, &o_w, &n_rows, &k, &o_out)) return NULL;
+    const size_t stride = row_bytes(m, type, k < 0 ? 0 : (size_t)k, "panel_pack");
+    if (!stride) return NULL;
+    buffers b = {.m = m};
+    rv_err err = {0};
+    const uint64_t bytes = panels_bytes(type, (size_t)k, n_rows, &err);
+    if (!bytes) return fail(&b, &err);
+    const uint8_t *w = take_bytes(&b, o_w, false, (size_t)n_rows * stride, "panel_pack: w");
+    uint8_t *out = w ? take_bytes(&b, o_out, true, bytes, "panel_pack: out") : NULL;
+    if (!out) return finish(&b, false);
+    Py_BEGIN_ALLOW_THREADS
+    for (size_t r = 0; r < (size_t)n_rows; r += RVK_PANEL_ROWS)
+        rvk.panel_pack(out + r / RVK_PANEL_ROWS * rvk_panel_bytes(type, (size_t)k), type,
+                       w + r * stride, stride, RV_MIN((size_t)n_rows - r, (size_t)RVK_PANEL_ROWS),
+                       (size_t)k);
+    Py_END_ALLOW_THREADS
+    return finish(&b, true);
+}
+
+static PyObject *py_mul(PyObject *m, PyObject *args) {
+    int type, panels = 0;
+    Py_ssize_t n_rows, k;
     PyObject *o_w, *o_x, *o_out;
-    if (!PyArg_ParseTuple(args, "iOnOnO", &type, &o_w, &n_rows, &o_x, &k, &o_out)) return NULL;
+    if (!PyArg_ParseTuple(args, "iOnOnO|p", &type, &o_w, &n_rows, &o_x, &k, &o_out, &panels))
+        return NULL;
     const size_t bytes = row_bytes(m, type, k < 0 ? 0 : (size_t)k, "mul");
     if (!bytes) return NULL;
     buffers b = {.m = m};
@@ -330,6 +380,7 @@ static PyObject *py_mul(PyObject *m, PyObject *args) {
         rv_fail(&err, RV_EARG, "mul: found %zd rows, want 0 or more that fit memory", n_rows);
         return fail(&b, &err);
     }
+    if (panels && !(w_bytes = panels_bytes(type, (size_t)k, n_rows, &err))) return fail(&b, &err);
     const void *w = take_bytes(&b, o_w, false, w_bytes, "mul: w");
     const float *x = w ? take_f32(&b, o_x, false, SIZE_MAX, "mul: x") : NULL;
     if (!x) return finish(&b, false);
@@ -341,7 +392,7 @@ static PyObject *py_mul(PyObject *m, PyObject *args) {
     float *out = take_f32(&b, o_out, true, n_cols * (size_t)n_rows, "mul: out");
     if (!out) return finish(&b, false);
     Py_BEGIN_ALLOW_THREADS
-    mul(type, out, w, (size_t)n_rows, x, n_cols, (size_t)k, &err);
+    mul(type, out, w, panels, (size_t)n_rows, x, n_cols, (size_t)k, &err);
     Py_END_ALLOW_THREADS
     return err.code == RV_OK ? finish(&b, true) : fail(&b, &err);
 }
@@ -522,7 +573,9 @@ static PyMethodDef methods[] = {
     {"dequantize", py_dequantize, METH_VARARGS, "dequantize(type, data, k, out)"},
     {"quantize", py_quantize, METH_VARARGS, "quantize(type, x, k, out, weights=None)"},
     {"act_pack", py_act_pack, METH_O, "act_pack(x) -> bytes"},
-    {"mul", py_mul, METH_VARARGS, "mul(type, w, n_rows, x, k, out)"},
+    {"mul", py_mul, METH_VARARGS, "mul(type, w, n_rows, x, k, out, panels=False)"},
+    {"panel_bytes", py_panel_bytes, METH_VARARGS, "panel_bytes(type, n_rows, k) -> int"},
+    {"panel_pack", py_panel_pack, METH_VARARGS, "panel_pack(type, w, n_rows, k, out)"},
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, g, eps, out)"},
     {"layer_norm", py_layer_norm, METH_VARARGS, "layer_norm(x, g, b, eps, out)"},
     {"rope", py_rope, METH_VARARGS, "rope(x, n_heads, head_dim, cs, neox): in place"},
