@@ -28,7 +28,8 @@ static head *head_of(void *p) {
 }
 
 static void *place(size_t n, size_t align) {
-    if (must_fail() || n > SIZE_MAX / 2) return NULL;
+    if (must_fail() || n > PTRDIFF_MAX - align)
+        return NULL; /* as malloc, without a word to stderr */
     char *raw = malloc(n + align);
     if (!raw) return NULL;
     size_t shift = align - ((uintptr_t)raw & (align - 1));
