@@ -1,14 +1,18 @@
 /* The thread pool.
  *
- *   ticket  = (loop number << 32) | next unclaimed chunk       one 64-bit atomic
- *   job[i]  = fn, arg, n_chunks of loop i mod N_JOBS
+ *   loop     = number of the current loop
+ *   share[t] = (loop number << 32) | next unclaimed chunk of thread t's share, chunks
+ *              t * n / n_threads .. (t + 1) * n / n_threads - 1        one 64-bit atomic each
+ *   job[i]   = fn, arg, n_chunks of loop i mod N_JOBS
  *
- * P1  A chunk is claimed by moving the ticket on with compare-and-swap, so a claim succeeds only
- *     if the loop is still the current one; the job read before it was therefore the right one
- *     (it is overwritten N_JOBS loops later, which would have changed the ticket).
- * P2  run() returns when n_done reaches n_chunks.  A worker that wakes late claims nothing and is
- *     not waited for; one that lost its core inside a chunk holds up that chunk only.
- * P3  A worker sleeps only after it has seen no new loop for SPIN_NS and has re-read the ticket
+ * P1  A chunk is claimed by moving its share on with compare-and-swap, so a claim succeeds only if
+ *     the loop is still the current one; the job read before it was therefore the right one (it is
+ *     overwritten N_JOBS loops later, which would have changed the share).
+ * P2  A thread works through its own share, which keeps its reads in one stream and its counter in
+ *     its own cache, and then helps with the others'.  It says once per loop how much it did; run()
+ *     returns when n_done reaches n_chunks.  A worker that wakes late claims nothing and is not
+ *     waited for; one that lost its core inside a chunk holds up that chunk only.
+ * P3  A worker sleeps only after it has seen no new loop for SPIN_NS and has re-read its number
  *     under the lock; run() signals under the same lock, so no wake-up is lost.
  * P4  A straggler is a worker whose chunk keeps run() waiting far longer than a chunk takes:
  * another program has its core, and the next barrier would wait for a time slice again.  run() then
@@ -34,8 +38,12 @@ typedef struct job { /* atomic only because a late worker may read one that is b
     atomic_size_t n_chunks;
 } job;
 
+typedef struct share {
+    _Alignas(64) _Atomic uint64_t next;
+} share;
+
 struct rv_pool {
-    _Alignas(64) _Atomic uint64_t ticket;
+    _Alignas(64) _Atomic uint32_t loop;
     _Alignas(64) atomic_size_t n_done;
     _Alignas(64) atomic_int n_asleep;
     atomic_bool stop;
@@ -44,6 +52,7 @@ struct rv_pool {
     pthread_mutex_t sleep; /* guards the condition */
     pthread_cond_t wake;
     int n_threads;
+    share *shares;                                  /* [n_threads] */
     uint64_t alone_until, alone_ns, last_straggler; /* P4; written under turn */
     int n_forks;        /* of this process when the threads were started */
     pthread_t *threads; /* [n_threads - 1] */
@@ -78,22 +87,28 @@ static inline void relax(void) {
 
 /* Work on loop number seq until it has no unclaimed chunk; how many this thread did. */
 static size_t work(rv_pool *p, uint32_t seq, int i_thread) {
+    const size_t n_threads = (size_t)p->n_threads;
     size_t n_own = 0;
     job *j = &p->jobs[seq % N_JOBS];
     const size_t n_chunks = atomic_load_explicit(&j->n_chunks, memory_order_relaxed);
     const rv_pool_fn fn = atomic_load_explicit(&j->fn, memory_order_relaxed);
     void *const arg = atomic_load_explicit(&j->arg, memory_order_relaxed);
-    uint64_t t = atomic_load_explicit(&p->ticket, memory_order_acquire);
-    for (;;) {
-        if ((uint32_t)(t >> 32) != seq || (uint32_t)t >= n_chunks) return n_own;
-        if (!atomic_compare_exchange_weak_explicit(&p->ticket, &t, t + 1, memory_order_acq_rel,
-                                                   memory_order_acquire))
-            continue;
-        fn(arg, (uint32_t)t, i_thread);
-        atomic_fetch_add_explicit(&p->n_done, 1, memory_order_release);
-        n_own++;
-        t = atomic_load_explicit(&p->ticket, memory_order_acquire);
+    for (size_t k = 0; k < n_threads; k++) {
+        const size_t i = ((size_t)i_thread + k) % n_threads;
+        const size_t end = (i + 1) * n_chunks / n_threads;
+        _Atomic uint64_t *next = &p->shares[i].next;
+        uint64_t t = atomic_load_explicit(next, memory_order_acquire);
+        while ((uint32_t)(t >> 32) == seq && (uint32_t)t < end) {
+            if (!atomic_compare_exchange_weak_explicit(next, &t, t + 1, memory_order_acq_rel,
+                                                       memory_order_acquire))
+                continue;
+            fn(arg, (uint32_t)t, i_thread);
+            n_own++;
+            t = atomic_load_explicit(next, memory_order_acquire);
+        }
     }
+    if (n_own) atomic_fetch_add_explicit(&p->n_done, n_own, memory_order_release);
+    return n_own;
 }
 
 static void *worker_main(void *arg) {
@@ -104,14 +119,13 @@ static void *worker_main(void *arg) {
         uint64_t since = rv_now_ns();
         unsigned spins = 0;
         uint32_t seq;
-        while ((seq = (uint32_t)(atomic_load_explicit(&p->ticket, memory_order_acquire) >> 32)) ==
-               seen) {
+        while ((seq = atomic_load_explicit(&p->loop, memory_order_acquire)) == seen) {
             if (atomic_load_explicit(&p->stop, memory_order_acquire)) return NULL;
             relax();
             if (++spins % 64 || rv_now_ns() - since < SPIN_NS) continue;
             pthread_mutex_lock(&p->sleep);
             atomic_fetch_add(&p->n_asleep, 1);
-            while ((uint32_t)(atomic_load(&p->ticket) >> 32) == seen && !atomic_load(&p->stop))
+            while (atomic_load(&p->loop) == seen && !atomic_load(&p->stop))
                 pthread_cond_wait(&p->wake, &p->sleep);
             atomic_fetch_sub(&p->n_asleep, 1);
             pthread_mutex_unlock(&p->sleep);
@@ -138,7 +152,9 @@ rv_status rv_pool_new(rv_pool **out, int n_threads, rv_err *err) {
     p->n_threads = 1;
     p->threads = rv_calloc((size_t)n_threads, sizeof *p->threads);
     p->workers = rv_calloc((size_t)n_threads, sizeof *p->workers);
-    if (!p->threads || !p->workers) {
+    p->shares = rv_alloc_aligned((size_t)n_threads * sizeof *p->shares);
+    if (p->shares) memset(p->shares, 0, (size_t)n_threads * sizeof *p->shares);
+    if (!p->threads || !p->workers || !p->shares) {
         rv_pool_free(&p);
         return rv_fail(err, RV_ENOMEM, "thread pool: out of memory");
     }
@@ -170,6 +186,7 @@ void rv_pool_free(rv_pool **pp) {
         pthread_mutex_destroy(&p->sleep);
         pthread_mutex_destroy(&p->turn);
     }
+    rv_free(p->shares);
     rv_free(p->threads);
     rv_free(p->workers);
     rv_free(p);
@@ -201,13 +218,17 @@ static void run_shared(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
         for (size_t i = 0; i < n_chunks; i++) fn(arg, i, 0);
         return;
     }
-    uint32_t seq = (uint32_t)(atomic_load(&p->ticket) >> 32) + 1;
+    const uint32_t seq = atomic_load(&p->loop) + 1;
+    const size_t n_threads = (size_t)p->n_threads;
     job *j = &p->jobs[seq % N_JOBS];
     atomic_store_explicit(&j->fn, fn, memory_order_relaxed);
     atomic_store_explicit(&j->arg, arg, memory_order_relaxed);
     atomic_store_explicit(&j->n_chunks, n_chunks, memory_order_relaxed);
     atomic_store_explicit(&p->n_done, 0, memory_order_relaxed);
-    atomic_store(&p->ticket, (uint64_t)seq << 32);
+    for (size_t i = 0; i < n_threads; i++)
+        atomic_store_explicit(&p->shares[i].next, (uint64_t)seq << 32 | i * n_chunks / n_threads,
+                              memory_order_release);
+    atomic_store(&p->loop, seq);
     if (atomic_load(&p->n_asleep) > 0) {
         pthread_mutex_lock(&p->sleep);
         pthread_cond_broadcast(&p->wake);
