@@ -117,6 +117,10 @@ def cpu_seconds() -> float:
     return busy - sum(w.cpu_seconds() for w in Worker.running) - sum(os.times()[:4])
 
 
+# Seconds before a turn: OpenMP's threads still spin for a while after their engine has answered.
+SETTLE = 0.4
+
+
 def rounds_of(b: Bench, n: int, *calls: Callable[[], float]) -> list[list[float]]:
     """The values of each call over n rounds; the calls take turns at going first.
 
@@ -128,6 +132,7 @@ def rounds_of(b: Bench, n: int, *calls: Callable[[], float]) -> list[list[float]
         values = [0.0] * len(calls)
         cpu, wall = cpu_seconds(), time.monotonic()
         for j in list(range(len(calls)))[:: -1 if i % 2 else 1]:
+            time.sleep(SETTLE)
             values[j] = calls[j]()
         wall = time.monotonic() - wall
         rounds.append((max(0.0, cpu_seconds() - cpu - TICKS), wall, values))
