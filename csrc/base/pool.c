@@ -14,11 +14,12 @@
  *     waited for; one that lost its core inside a chunk holds up that chunk only.
  * P3  A worker sleeps only after it has seen no new loop for SPIN_NS and has re-read its number
  *     under the lock; run() signals under the same lock, so no wake-up is lost.
- * P4  A straggler is a worker whose chunk keeps run() waiting far longer than a chunk takes:
- * another program has its core, and the next barrier would wait for a time slice again.  run() then
+ * P4  A straggler is a worker whose chunk keeps run() waiting far longer than chunks take: another
+ *     program has its core, and the next barrier would wait for a time slice again.  run() then
  *     works alone for a while, doubled each time it happens soon after the last, so a neighbour
  *     costs one time slice per 10 .. 320 ms and not one per barrier.
- * P5  A forked child has the pool but not its threads: it runs every loop by itself, with the same
+ * P5  A loop that a chunk starts is run by that thread alone: the others have chunks of their own.
+ * P6  A forked child has the pool but not its threads: it runs every loop by itself, with the same
  *     result, and never touches a lock another thread may have held. */
 #include "base/pool.h"
 
@@ -61,6 +62,9 @@ struct rv_pool {
         int i_thread;
     } *workers;
 };
+
+/* Whether this thread is inside a chunk: P5. */
+static _Thread_local bool t_inside;
 
 /* Forks between this process and the one that first made a pool. */
 static atomic_int g_forks;
@@ -115,6 +119,7 @@ static void *worker_main(void *arg) {
     struct worker *w = arg;
     rv_pool *p = w->pool;
     uint32_t seen = 0;
+    t_inside = true;
     for (;;) {
         uint64_t since = rv_now_ns();
         unsigned spins = 0;
@@ -239,11 +244,14 @@ static void run_shared(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
 
 void rv_pool_run(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
     if (n_chunks == 0) return;
-    if (p->n_threads == 1 || n_chunks == 1 || n_chunks > UINT32_MAX || lost_threads(p)) {
+    if (p->n_threads == 1 || n_chunks == 1 || n_chunks > UINT32_MAX || t_inside ||
+        lost_threads(p)) {
         for (size_t i = 0; i < n_chunks; i++) fn(arg, i, 0);
         return;
     }
     pthread_mutex_lock(&p->turn);
+    t_inside = true;
     run_shared(p, n_chunks, fn, arg);
+    t_inside = false;
     pthread_mutex_unlock(&p->turn);
 }

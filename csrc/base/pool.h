@@ -18,7 +18,8 @@ rv_status rv_pool_new(rv_pool **out, int n_threads, rv_err *err);
 void rv_pool_free(rv_pool **p);
 int rv_pool_n_threads(const rv_pool *p);
 /* Run fn over chunks 0 .. n_chunks - 1 and return when all are done.
- * Callers of one pool are served one loop at a time; a loop may not start another one. */
+ * Callers of one pool are served one loop at a time; a loop that a chunk starts is run by that
+ * chunk's thread alone. */
 void rv_pool_run(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg);
 
 #endif

@@ -1,5 +1,5 @@
-/* SwiGLU and GELU with AVX2.  Tails go through a padded vector, so a value's bits do not depend on
- * where in the row it stands. */
+/* Sums, SwiGLU and GELU with AVX2.  Tails go through a padded vector, so a value's bits do not
+ * depend on where in the row it stands. */
 #include <string.h>
 
 #include "act/act.h"
@@ -20,6 +20,13 @@ void rvk_swiglu_avx2(float *y, const float *gate, const float *up, size_t n) {
     memcpy(g, gate + i, (n - i) * 4), memcpy(u, up + i, (n - i) * 4);
     _mm256_storeu_ps(g, silu_mul(_mm256_loadu_ps(g), _mm256_loadu_ps(u)));
     memcpy(y + i, g, (n - i) * 4);
+}
+
+void rvk_add_avx2(float *y, const float *a, const float *b, size_t n) {
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_add_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i)));
+    for (; i < n; i++) y[i] = a[i] + b[i];
 }
 
 /* 0.5 x (1 + tanh u) = x / (1 + exp(-2u)) */

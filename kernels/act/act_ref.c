@@ -41,6 +41,7 @@ void rvk_init_act(rvk_table *t, unsigned cpu) {
     if (!(cpu & RVK_AVX2)) return;
     t->swiglu = rvk_swiglu_avx2;
     t->gelu = rvk_gelu_avx2;
+    t->add = rvk_add_avx2;
     t->isa_act = "avx2";
 #endif
 #ifdef RVK_HAVE_avx512

@@ -80,6 +80,35 @@ static void pool_runs_every_chunk_once(void) {
     }
 }
 
+typedef struct nest {
+    rv_pool *pool;
+    count outer, inner[50];
+} nest;
+
+static void inner_loop(void *arg, size_t i, int i_thread) {
+    nest *x = arg;
+    count_chunk(&x->outer, i, i_thread);
+    rv_pool_run(x->pool, 20, count_chunk, &x->inner[i]);
+}
+
+/* The thread of a chunk runs the loop that the chunk starts, as thread 0 of it. */
+static void pool_runs_loops_inside_chunks(void) {
+    static nest x;
+    for (int n_threads = 1; n_threads <= 3; n_threads++) {
+        memset(&x, 0, sizeof x);
+        CHECK(rv_pool_new(&x.pool, n_threads, NULL) == RV_OK);
+        rv_pool_run(x.pool, 50, inner_loop, &x);
+        for (size_t i = 0; i < 50; i++) {
+            CHECK(atomic_load(&x.outer.hits[i]) == 1);
+            CHECK(atomic_load(&x.inner[i].seen_thread[0]) == 20);
+            for (size_t k = 0; k < 20; k++) CHECK(atomic_load(&x.inner[i].hits[k]) == 1);
+        }
+        rv_pool_run(x.pool, 50, inner_loop, &x); /* and the pool is whole afterwards */
+        CHECK(atomic_load(&x.outer.hits[49]) == 2);
+        rv_pool_free(&x.pool);
+    }
+}
+
 static void map_reports_bad_paths(void) {
     rv_err err = {0};
     rv_map m;
@@ -116,6 +145,7 @@ const rv_test tests_base[] = {
     {"alloc_of_large_blocks", alloc_of_large_blocks},
     {"cursor_is_sticky_and_bounded", cursor_is_sticky_and_bounded},
     {"pool_runs_every_chunk_once", pool_runs_every_chunk_once},
+    {"pool_runs_loops_inside_chunks", pool_runs_loops_inside_chunks},
     {"map_reports_bad_paths", map_reports_bad_paths},
     {"map_populates", map_populates},
     {NULL, NULL},

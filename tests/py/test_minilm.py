@@ -80,6 +80,18 @@ def test_meaning_is_in_the_vectors(expected: Golden) -> None:
     assert e[paris] @ e[forecast] > e[paris] @ e[password] + 0.3
 
 
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_texts_at_once_have_the_bits_of_each_alone(n_threads: int) -> None:
+    rng = np.random.default_rng(n_threads)
+    texts = [rng.integers(1000, 20000, n).tolist() for n in rng.integers(1, 60, 70)]
+    texts[40] = rng.integers(1000, 20000, 300).tolist()  # longer than a pass of short ones
+    with ruvllm.Model(minilm_path("q8_0"), n_threads=n_threads) as m:
+        alone = np.concatenate([np.asarray(m.embed([t])) for t in texts])
+        for n in (1, 2, 9, len(texts)):
+            np.testing.assert_array_equal(np.asarray(m.embed(texts[-n:])), alone[-n:])
+        np.testing.assert_array_equal(np.asarray(m.embed(texts)), alone)
+
+
 def test_converted_once_and_reused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
