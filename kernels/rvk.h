@@ -216,19 +216,20 @@ typedef struct rvk_table {
      *   st_max, st_sum [n_q] running max (start: -INFINITY) and sum (start: 0)
      *   acc            [n_q][d] running weighted values (start: 0); the result is acc / st_sum
      *
-     * attn[type]: a block of a cache, see below; positions lo .. hi - 1 of it, lo < hi <=
-     * RVK_ATTN_BLOCK; the others may hold anything.  NULL where there is no cache of the type.
+     * attn[type]: a block of a cache, see below, as the addresses of its runs; positions lo .. hi - 1
+     * of it, lo < hi <= RVK_ATTN_BLOCK; the others may hold anything, but all runs are readable.
+     * NULL where there is no cache of the type.
      *   q      F32, F16: [n_q][d] already scaled.  Q8_0, Q4_0: act_pack of each of those rows,
      *          rvk_act_bytes(d) apart; the products of codes are exact
-     *   next   the block that will be asked for next, brought nearer meanwhile, or NULL
+     *   next   the runs of the block that will be asked for next, brought nearer meanwhile, or NULL
      * attn_rows: float32 rows as they come, n <= RVK_ATTN_ROWS of them, row p at + p * stride
      * bytes.
      *
      * With s = sum |q_i * k_i| as stored, the error of a result is at most
      * ((d + 64) * s + 64) * 2^-23 of the largest |v|. */
-    void (*attn[RVK_N_TYPES])(const void *q, size_t n_q, size_t d, const void *block,
-                              const void *next, size_t lo, size_t hi, float *st_max, float *st_sum,
-                              float *acc);
+    void (*attn[RVK_N_TYPES])(const void *q, size_t n_q, size_t d, const void *const *runs,
+                              const void *const *next, size_t lo, size_t hi, float *st_max,
+                              float *st_sum, float *acc);
     void (*attn_rows)(const float *q, size_t n_q, size_t d, const float *k, const float *v,
                       size_t stride, size_t n, float *st_max, float *st_sum, float *acc);
 } rvk_table;
@@ -236,8 +237,8 @@ typedef struct rvk_table {
 enum { RVK_ATTN_RUN = 16, RVK_ATTN_BLOCK = 64, RVK_ATTN_ROWS = 16 };
 
 /* ---- a block of cached keys and values ----
- * RVK_ATTN_BLOCK positions of one key head: runs of RVK_ATTN_RUN positions, one behind the other.
- * Keys have their positions side by side, so that a load feeds a sum per position; values are rows.
+ * RVK_ATTN_BLOCK positions of one key head: runs of RVK_ATTN_RUN positions, each 64-byte aligned
+ * where its size allows.  Keys have their positions side by side, so that a load feeds a sum per position; values are rows.
  *   F32, F16    K [d][16]          V [16][d]
  *   Q8_0        K [d / 4][16][4]   V [16][d], then the f16 scales of K and of V [d / 32][16] each
  *   Q4_0        the same with two codes in a byte: of 32 values, 0 .. 15 are low halves
@@ -245,10 +246,15 @@ enum { RVK_ATTN_RUN = 16, RVK_ATTN_BLOCK = 64, RVK_ATTN_ROWS = 16 };
  * quant gives for each row of d; a NaN or infinity makes the scale of its 32 values NaN. */
 /* Bytes of one run; 0: no cache of that type, or d does not suit it (Q8_0, Q4_0: d % 32). */
 size_t rvk_attn_run_bytes(int type, size_t d);
-/* Store position pos < RVK_ATTN_BLOCK: k, v [d]. */
-void rvk_attn_put(int type, void *block, size_t pos, const float *k, const float *v, size_t d);
+/* Store position pos < RVK_ATTN_RUN of a run: k, v [d]. */
+void rvk_attn_put(int type, void *run, size_t pos, const float *k, const float *v, size_t d);
 /* What position pos holds, as float32. */
-void rvk_attn_get(int type, const void *block, size_t pos, float *k, float *v, size_t d);
+void rvk_attn_get(int type, const void *run, size_t pos, float *k, float *v, size_t d);
+/* Multiply n rows of d values, ld floats apart, by the orthonormal Hadamard matrix of order d (a
+ * power of two, 1 .. 1024), in place: rows keep their products with each other, and an outlier is
+ * spread over all values before they are rounded.  Float32 butterflies from stride 1 to d / 2, then
+ * one multiplication by 1 / sqrt(d); the same bits on every ISA. */
+void rvk_hadamard(float *x, size_t n, size_t ld, size_t d);
 
 extern rvk_table rvk; /* written by rvk_init, before any thread starts */
 /* Fill the table for cpu & what the machine has.  Tests walk down with smaller masks.  A level

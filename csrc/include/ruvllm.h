@@ -247,6 +247,10 @@ typedef enum rv_kv_type {
     RV_KV_Q4_0 = 4, /* 4 bits, the same */
 } rv_kv_type;
 
+/* Which free page is taken: of the lowest-numbered slab that has one, of the slab with the fewest,
+ * of the next slab in turn. */
+typedef enum rv_fit { RV_FIT_FIRST = 0, RV_FIT_BEST = 1, RV_FIT_ROUND_ROBIN = 2 } rv_fit;
+
 typedef enum rv_pooling { /* as in <arch>.pooling_type */
                           RV_POOL_NONE = 0,
                           RV_POOL_MEAN = 1,
@@ -268,6 +272,14 @@ typedef struct rv_model_opts {
     int32_t n_batch; /* tokens per prefill chunk, 1 .. 4096; 0: 128 */
     bool prefault;   /* read the whole file into the page cache while opening */
     rv_repack repack;
+    /* Keys and values of all sequences of the model, engine and sessions alike. */
+    uint64_t kv_budget;  /* bytes; 0: half of the memory that is available */
+    rv_kv_type kv_store; /* Q8_0 or Q4_0: positions older than the tail move there; AUTO: none */
+    bool kv_no_rotate;   /* do not rotate the keys of the store (Hadamard) */
+    int32_t kv_tail;     /* positions, a multiple of 64; 0: 256 */
+    int32_t kv_batch;    /* positions that move at once, a multiple of 64; 0: 64 */
+    rv_fit kv_fit;
+    bool no_sharing; /* sequences with equal beginnings do not share pages */
     /* Called from the opening thread with 0..1; a false return cancels.  May be NULL. */
     bool (*progress)(void *ctx, double fraction);
     void *progress_ctx;
@@ -388,6 +400,103 @@ RV_API rv_status rv_sampler_accept(rv_sampler *s, const int32_t *ids, size_t n, 
  * RV_EARG a NaN in the logits; RV_ESTATE no token is allowed. */
 RV_API rv_status rv_sampler_sample(rv_sampler *s, const float *logits, uint64_t pos,
                                    const uint32_t *allow, rv_sampled *out, rv_err *err);
+
+/* ---------------------------------------------------------------- engine */
+
+/* Continuous batching: one forward pass per step over rows of many requests. */
+typedef struct rv_engine rv_engine;
+
+/* Who goes first among requests of one priority: the first to come, the one with the fewest tokens
+ * left to compute, the tenant that has had least (virtual token counter; Sheng et al. 2023). */
+typedef enum rv_policy { RV_POLICY_FCFS = 0, RV_POLICY_SJF = 1, RV_POLICY_FAIR = 2 } rv_policy;
+
+typedef enum rv_priority {
+    RV_PRIORITY_LOW = 0,
+    RV_PRIORITY_NORMAL = 1,
+    RV_PRIORITY_HIGH = 2,
+    RV_PRIORITY_CRITICAL = 3,
+} rv_priority;
+
+typedef enum rv_finish {
+    RV_FINISH_NONE = 0,      /* it goes on */
+    RV_FINISH_STOP = 1,      /* an end token, or a stop string that the caller saw */
+    RV_FINISH_LENGTH = 2,    /* max_tokens, or the context is full */
+    RV_FINISH_CANCELLED = 3,
+    RV_FINISH_DEADLINE = 4,
+    RV_FINISH_ERROR = 5,
+} rv_finish;
+
+typedef struct rv_engine_opts { /* 0 everywhere gives the defaults */
+    rv_policy policy;
+    int32_t n_ctx;            /* most tokens of a sequence; 0: the model's */
+    int32_t max_rows;         /* of a step, 1 .. 4096; 0: 128 + max_running */
+    int32_t max_chunk;        /* prompt tokens of one request in a step; 0: n_batch of the model */
+    int32_t max_running;      /* requests at once, 1 .. 4096; 0: 64 */
+    int32_t max_queue;        /* requests that wait; 0: 1000 */
+    int64_t max_queue_tokens; /* tokens of their prompts; 0: 2^22 */
+    int32_t age_steps;        /* steps of waiting that lift a request by one priority; 0: 200 */
+    int32_t max_preempt;      /* of one request; 0: 3 */
+} rv_engine_opts;
+
+typedef struct rv_engine_request {
+    const int32_t *tok; /* [n] prompt; copied */
+    size_t n;
+    int32_t max_tokens;            /* >= 1 */
+    const rv_sample_params *params; /* NULL: greedy; copied */
+    const int32_t *stop_ids;       /* [n_stop] end the generation as end tokens do; copied */
+    size_t n_stop;
+    bool ignore_eog;               /* end tokens do not end it */
+    rv_priority priority;
+    uint64_t tenant;
+    uint64_t deadline_ms;          /* from now; 0: none */
+    rv_str salt;                   /* prefixes are shared among requests with the same salt only */
+} rv_engine_request;
+
+typedef struct rv_engine_event {
+    uint64_t request;
+    int32_t token; /* -1: none */
+    float logprob;
+    const int32_t *top_ids; /* [n_top], valid until the next step */
+    const float *top_logprobs;
+    size_t n_top;
+    rv_finish finish;
+    rv_err err;         /* when finish is RV_FINISH_ERROR */
+    size_t n_cached;    /* prompt tokens that were found and not computed */
+    uint32_t n_preempted;
+} rv_engine_event;
+
+typedef struct rv_engine_stats {
+    uint64_t n_waiting, n_running, n_steps, n_rows, n_tokens;
+    uint64_t n_submitted, n_refused, n_finished, n_cancelled, n_preempted;
+    uint64_t n_prompt, n_cached; /* tokens of admitted prompts, and those found in the cache */
+    double step_ms, rows_per_step; /* moving averages */
+} rv_engine_stats;
+
+typedef struct rv_kv_stats { /* of a model */
+    uint64_t budget_bytes, held_bytes, peak_bytes, used_bytes;
+    uint64_t n_pages, n_pages_free, n_evictable, n_evicted, n_nodes, n_sequences;
+    uint64_t n_looked_up, n_hit, n_migrated, n_copied;
+} rv_kv_stats;
+RV_API void rv_model_get_kv_stats(const rv_model *m, rv_kv_stats *out);
+
+/* RV_EUNSUPPORTED for an encoder; RV_EARG an option out of range.  Keeps the model alive. */
+RV_API rv_status rv_engine_new(rv_engine **out, rv_model *m, const rv_engine_opts *o, rv_err *err);
+RV_API void rv_engine_free(rv_engine **e);
+/* Queue a request.  RV_EARG; RV_EFULL the queue is full, or the request can never fit (numbers).
+ * Thread-safe. */
+RV_API rv_status rv_engine_submit(rv_engine *e, const rv_engine_request *r, uint64_t *id,
+                                  rv_err *err);
+/* End a request before the next step; reason RV_FINISH_CANCELLED or RV_FINISH_STOP.
+ * RV_ENOTFOUND unknown or ended.  Thread-safe. */
+RV_API rv_status rv_engine_cancel(rv_engine *e, uint64_t id, rv_finish reason, rv_err *err);
+/* Which tokens the next choice of a request may take: bitmask as in rv_sampler_sample, borrowed
+ * until the next step ends; NULL: all.  RV_ENOTFOUND. */
+RV_API rv_status rv_engine_allow(rv_engine *e, uint64_t id, const uint32_t *allow, rv_err *err);
+/* One step; *events are borrowed until the next one.  *idle: nothing runs or waits.  One thread at
+ * a time (RV_ESTATE otherwise). */
+RV_API rv_status rv_engine_step(rv_engine *e, const rv_engine_event **events, size_t *n, bool *idle,
+                                rv_err *err);
+RV_API void rv_engine_get_stats(rv_engine *e, rv_engine_stats *out);
 
 /* ---- store ---- */
 

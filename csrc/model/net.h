@@ -142,11 +142,20 @@ void rv_run_tokens(rv_run *run, size_t n, rv_pool_fn fn, void *arg);
 
 /* ---- forward passes ---- */
 
-/* Tokens at positions pos .. pos + n - 1 (n <= run->cap, kv reserved) through all layers; the
- * normalised hidden states are left in run->x.  conv: [n_conv_layers][conv_l - 1][n_embd].
- * RV_ECANCEL leaves kv and conv half written: the caller restores them. */
-rv_status rv_decoder_forward(rv_run *run, rv_kv *kv, float *conv, const int32_t *tok, size_t n,
-                             size_t pos, const rv_cancel *cancel, rv_err *err);
+/* Some new positions of one sequence in a pass: rv_kv_len(kv) .. + n - 1, which are reserved. */
+typedef struct rv_span {
+    rv_kv *kv;
+    const int32_t *tok; /* [n] */
+    size_t n;
+} rv_span;
+
+/* The tokens of all spans, one after another (at most run->cap; no sequence twice), through all
+ * layers; the normalised hidden states are left in run->x, in that order.  A row's bits do not
+ * depend on the other rows.  Writes keys, values, recurrent state and the snapshots that the
+ * sequences want, and commits nothing: that is the caller's.  RV_ECANCEL leaves states half
+ * written: the caller restores them. */
+rv_status rv_decoder_forward(rv_run *run, const rv_span *spans, size_t n_spans,
+                             const rv_cancel *cancel, rv_err *err);
 /* n_text whole texts through an encoder, one after another in tok; text t is the tokens
  * ends[t - 1] .. ends[t] - 1 (from 0), ends[n_text - 1] <= run->cap.  A text's result does not
  * depend on the others. */
@@ -157,19 +166,21 @@ void rv_net_head(rv_run *run, const float *x, size_t n, float *logits);
 
 /* ---- attention (attention.c) ---- */
 
-/* Attention of n query rows in run->q to positions.  Without kv the rows are n_text whole texts
- * (ends as in rv_encoder_forward), each attending to itself. */
+/* Attention of the query rows in run->q: spans of sequences, one after another, to the cached
+ * positions before and among them; or, without spans, n_text whole texts (ends as in
+ * rv_encoder_forward), each to itself. */
 typedef struct rv_attn_task {
-    size_t n_head, n_head_kv, head_dim, n, pos, n_swa;
-    const rv_kv *kv; /* keys and values, or NULL: they are in run->k and run->v */
-    size_t i_layer;  /* of kv */
+    size_t n_head, n_head_kv, head_dim, n_swa;
+    const rv_span *spans;
+    size_t n_spans;
+    size_t i_layer; /* of the cache */
     const size_t *ends;
     size_t n_text;
 } rv_attn_task;
 void rv_run_attention(rv_run *run, const rv_attn_task *t);
-/* The first n rows of run->k and run->v into positions pos on of a layer of kv. */
-void rv_run_store_kv(rv_run *run, rv_kv *kv, size_t i_layer, size_t n_head_kv, size_t pos,
-                     size_t n);
+/* The rows of run->k and run->v into the spans' positions of a layer of the cache. */
+void rv_run_store_kv(rv_run *run, const rv_span *spans, size_t n_spans, size_t i_layer,
+                     size_t n_head_kv);
 size_t rv_attn_scratch_floats(const rv_net *net); /* per thread */
 
 #endif
