@@ -112,6 +112,11 @@ void rv_map_populate(const void *p, size_t n);
 /* Let the kernel have back what it keeps of n bytes of a mapping for us; they stay readable. */
 void rv_map_forget(const void *p, size_t n);
 
+/* ---- checksums (crc.c) ---- */
+
+/* CRC-32C of n bytes, going on from crc (0 at first). */
+uint32_t rv_crc32c(uint32_t crc, const void *p, size_t n);
+
 /* ---- time (clock.c) ---- */
 
 uint64_t rv_now_ns(void); /* monotonic */

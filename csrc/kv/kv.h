@@ -140,6 +140,22 @@ void rv_kv_page_unpin(rv_kv_cache *c, rv_page page);
 size_t rv_kv_page_offset(const rv_kv_cache *c, bool old, size_t i_layer, size_t i_head);
 size_t rv_kv_run_bytes(const rv_kv_cache *c, bool old);
 
+/* ---- files (file.c) ---- */
+
+/* Write what is kept of the sequence, tok [rv_kv_len] being its tokens, under that name: whole or
+ * not at all (a file of that name stands until the new one is on the disk).
+ *   tag  what keys and values depend on besides format and tokens (model, numerics, identity)
+ * RV_EARG an empty sequence; RV_EIO; RV_ENOMEM. */
+rv_status rv_kv_save(const rv_kv *kv, const char *path, rv_str tag, const int32_t *tok,
+                     rv_err *err);
+/* Of an empty sequence: take from a file as much of tok [n] as it has and can be resumed, at most
+ * n - 1 tokens; rv_kv_len says how many, 0 too.  Nothing is taken before all of the file has been
+ * read and found right.
+ * RV_ENOTFOUND; RV_EIO; RV_EFORMAT damaged; RV_EUNSUPPORTED of another version, format or tag;
+ * RV_EFULL no room; RV_ENOMEM. */
+rv_status rv_kv_load(rv_kv *kv, const char *path, rv_str tag, const int32_t *tok, size_t n,
+                     rv_err *err);
+
 size_t rv_kv_bytes(const rv_kv *kv); /* of its pages, shared ones too, and itself */
 size_t rv_kv_own_bytes(const rv_kv *kv); /* of what nobody else has a reference to, and itself */
 size_t rv_kv_bytes_per_token(const rv_kv_cache *c, bool old);
