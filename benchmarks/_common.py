@@ -66,12 +66,12 @@ def report(args: argparse.Namespace, figures: list[Figure]) -> None:
         print(f"{f.figure:44s} {f.value:12.3f} {f.unit:8s}{peer}{goal}")
     if args.json:
         about = circumstances(args)
-        out = {f.figure: {**dataclasses.asdict(f), **about} for f in figures}
-        path = Path(args.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if getattr(args, "update", False) and path.exists():
-            out = {f["figure"]: f for f in json.loads(path.read_text())} | out
-        path.write_text(json.dumps(list(out.values()), indent=1) + "\n")
+        write_json(Path(args.json), [{**dataclasses.asdict(f), **about} for f in figures])
+
+
+def write_json(path: Path, figures: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def median_of(n: int, *calls: Callable[[], float]) -> list[float]:

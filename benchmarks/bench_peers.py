@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import importlib.util
 import itertools
+import json
 import math
 import os
 import random
@@ -28,15 +29,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import geometric_mean, median
 
 import numpy as np
 import random_model
-from _common import Figure, options, report
+from _common import Figure, circumstances, options, report, write_json
 from bench_decode import bytes_per_token
 from peer_pipe import Worker, WorkerError
+from peer_plot import plot, ratios_of
 
 import ruvllm
 import ruvllm.engine.minilm
@@ -62,14 +64,13 @@ TICKS = 0.04  # seconds: what the kernel's accounts of some processes are off
 
 @dataclass
 class Bench:
-    """What all parts need; ratios: (what, shape, type, threads) for the plot."""
+    """What all parts need."""
 
     args: argparse.Namespace
     folder: Path
     peer: str
     figures: list[Figure] = field(default_factory=list)
     disturbed: list[float] = field(default_factory=list)  # cores others had, per measurement
-    ratios: dict[tuple[str, str, str, int], float] = field(default_factory=dict)
 
     def rate(
         self,
@@ -214,7 +215,8 @@ def cells(b: Bench) -> None:
                 )
             rate = b.rate(f"{name}: decode", a.tg, tg, "tok/s", b.wanted(1.10))
             share = rate * bytes_per_token(path) / median(band)
-            title = f"{name}: share of {median(band) / 1e9:.1f} GB/s read"
+            b.figures.append(Figure(f"{name}: read bandwidth", median(band) / 1e9, "GB/s"))
+            title = f"{name}: share of the read bandwidth"
             if n == 2:
                 b.goal(title, share, "", ">= 0.85", share >= 0.85)
             else:
@@ -223,13 +225,6 @@ def cells(b: Bench) -> None:
             rate = b.rate(f"{name}: prefill", a.pp, pp, "tok/s", quick)
             flops = 2 * multiplications(path) * rate
             b.figures.append(Figure(f"{name}: prefill, matrices", flops / 1e9, "GFLOP/s"))
-            b.ratios["decode", shape, type, n] = median(tg[1]) / median(tg[0])
-            b.ratios["prefill", shape, type, n] = median(pp[1]) / median(pp[0])
-    prefill = [r for (what, *_), r in b.ratios.items() if what == "prefill"]
-    if prefill and a.mask == 15:
-        mean = geometric_mean(prefill)
-        name = f"geometric mean of {len(prefill)} prefill ratios"
-        b.goal(name, mean, "x", ">= 1.60 x", mean >= 1.6)
 
 
 def rows(b: Bench) -> None:
@@ -246,7 +241,6 @@ def rows(b: Bench) -> None:
                     )
                     name = f"{shape} {type} {n} thread{'s' * (n > 1)}: {k} rows at once"
                     b.rate(name, k, times, "tok/s", b.wanted(1.5))
-                    b.ratios[f"{k} rows", shape, type, n] = median(times[1]) / median(times[0])
 
 
 def depth(b: Bench) -> None:
@@ -271,7 +265,6 @@ def depth(b: Bench) -> None:
                     )
                 name = f"{shape} {type} {n} thread{'s' * (n > 1)}: decode at {a.depth}, {kv} KV"
                 b.rate(name, 8, times, "tok/s", b.wanted(1.2))
-                b.ratios[f"{kv} KV", shape, type, n] = median(times[1]) / median(times[0])
 
 
 def awake(w: Worker, texts: int) -> float:
@@ -525,16 +518,29 @@ def main() -> None:
             finish(b)
 
 
+MEAN = "geometric mean of the prefill ratios"
+
+
 def finish(b: Bench) -> None:
     """Print, write and draw."""
     worst = max(b.disturbed, default=0.0)
     name = "most that other processes had while we measured"
     b.goal(name, worst, "cores", f"<= {QUIET}", worst <= QUIET)
-    report(b.args, b.figures)
+    about = circumstances(b.args)
+    known = {f.figure: {**asdict(f), **about} for f in b.figures}
+    path = Path(b.args.json) if b.args.json else None
+    if path and b.args.update and path.exists():
+        known = {f["figure"]: f for f in json.loads(path.read_text())} | known
+    prefill = [r for (what, *_), r in ratios_of(list(known.values())).items() if what == "prefill"]
+    if prefill and b.args.mask == 15:
+        mean = geometric_mean(prefill)
+        b.goal(MEAN, mean, f"x of {len(prefill)}", ">= 1.60 x", mean >= 1.6)
+        known[MEAN] = {**asdict(b.figures[-1]), **about}
+    report(argparse.Namespace(json=None), b.figures)
+    if path:
+        write_json(path, list(known.values()))
     if b.args.plot:
-        from peer_plot import plot
-
-        plot(b.args.plot, b.ratios, b.peer)
+        plot(b.args.plot, list(known.values()))
 
 
 if __name__ == "__main__":

@@ -41,13 +41,16 @@ class Worker:
         """
         self.name = Path(script).name
         command = [script] if python is None else [python, str(Path(__file__).with_name(script))]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"WORKER_CPUS": ",".join(map(str, cpus or ()))} | dict(env or {}),
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"WORKER_CPUS": ",".join(map(str, cpus or ()))} | dict(env or {}),
+            )
+        except OSError as e:
+            raise WorkerError(f"{self.name}: {e}") from e
         self.running.append(self)
         try:
             self.about = self.ask("about")

@@ -1,8 +1,14 @@
-"""The picture of bench_peers: bars of ruvllm / llama.cpp, a panel per question and thread count."""
+"""The picture of bench_peers: bars of ruvllm / llama.cpp, a panel per question and thread count.
+
+python benchmarks/peer_plot.py FILE.json FILE.png draws that of an earlier run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +26,23 @@ def _goal(what: str, type: str) -> float:
     return GOALS[what.rpartition(" ")[2]]
 
 
-def plot(path: Path, ratios: Ratios, peer: str) -> None:
-    """Write the PNG. ratios: by (what, shape, type, threads); at least one."""
+def ratios_of(figures: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str, int], float]:
+    """By (what, shape, type, threads), from the figures' names."""
+    out = {}
+    for f in figures:
+        m = re.fullmatch(r"(\S+) (\S+) (\d+) threads?: (.+)", f["figure"])
+        if m is None or f["ratio"] is None or "llama" not in f["peer"]:
+            continue
+        what = m[4].removesuffix(" at once").split(", ")[-1]
+        if what in ("decode", "prefill") or what.endswith(("rows", "KV")):
+            out[what, m[1], m[2], int(m[3])] = f["ratio"]
+    return out
+
+
+def plot(path: Path, figures: Sequence[Mapping[str, Any]]) -> None:
+    """Write the PNG."""
+    ratios = ratios_of(figures)
+    peer = next((f["peer"] for f in figures if f["peer"] and "llama" in f["peer"]), "")
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -110,3 +131,7 @@ def _panel(axes: Any, bars: list[tuple[str, str, float, float]]) -> None:
         loc="lower right", bbox_to_anchor=(1.01, 0.99), borderaxespad=0, handlelength=1.1,
         columnspacing=1, labelcolor=INK,
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    plot(Path(sys.argv[2]), json.loads(Path(sys.argv[1]).read_text()))
