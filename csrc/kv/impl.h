@@ -14,13 +14,13 @@ struct rv_kv_cache {
     atomic_size_t n_refs;
     rv_kv_format f; /* f.heads is heads */
     int32_t *heads;
-    size_t *first; /* [n_layers] heads of the layers before it */
+    size_t *first;  /* [n_layers] heads of the layers before it */
     size_t n_heads; /* of all layers */
     int type[2];    /* by the kernels' numbers: HOT, COLD (-1: no store) */
     size_t run_bytes[2], page_bytes[RV_KEEP_N];
     bool share;
     rv_pages *pages;
-    rv_prefix *tree; /* empty without sharing */
+    rv_prefix *tree;                                             /* empty without sharing */
     uint64_t n_sequences, n_looked_up, n_hit, n_moved, n_copied; /* n_moved: pages */
 };
 

@@ -134,8 +134,8 @@ rv_status rv_kv_fork(rv_kv **out, const rv_kv *kv, rv_err *err) {
  * cold_end - 1, where the tree has none. */
 typedef struct plan {
     size_t end, cold_end;
-    bool copy;               /* the last page is shared */
-    rv_page copied, buf;     /* instead of it; for a snapshot */
+    bool copy;           /* the last page is shared */
+    rv_page copied, buf; /* instead of it; for a snapshot */
     size_t need[RV_PAGE_CLASSES];
 } plan;
 
@@ -228,8 +228,10 @@ static rv_status take_plan(rv_kv *kv, plan *p, size_t n, rv_err *err) {
     for (int i = 0; st == RV_OK && !fill_plan(kv, p); i++) {
         const bool starved = rv_pages_starved(c->pages);
         drop_plan(kv, p, false, n_set);
-        if (starved) st = rv_fail(err, RV_ENOMEM, "kv: no memory for %zu positions", kv->len + n);
-        else if (i) st = no_room(kv, p, n, err);
+        if (starved)
+            st = rv_fail(err, RV_ENOMEM, "kv: no memory for %zu positions", kv->len + n);
+        else if (i)
+            st = no_room(kv, p, n, err);
     }
     if (st != RV_OK) {
         drop_plan(kv, p, true, n_set);
@@ -342,8 +344,7 @@ rv_status rv_kv_truncate(rv_kv *kv, size_t n, rv_err *err) {
                        n, kv->len, kv->hot_lo * RV_PAGE_TOKENS);
     pthread_mutex_lock(&c->lock);
     if (kv->state && n && n < kv->len) {
-        const rv_page page =
-            n % RV_PAGE_TOKENS ? 0 : kv->e[n / RV_PAGE_TOKENS - 1].page[STATE];
+        const rv_page page = n % RV_PAGE_TOKENS ? 0 : kv->e[n / RV_PAGE_TOKENS - 1].page[STATE];
         if (page) state = rv_pages_at(c->pages, page);
         if (!page) {
             pthread_mutex_unlock(&c->lock);
@@ -373,7 +374,8 @@ size_t rv_kv_boundary(const rv_kv *kv, size_t n) {
 
 void rv_kv_runs(const rv_kv *kv, bool old, size_t i_layer, size_t i_head, size_t i_block,
                 const void *runs[RV_KV_BLOCK / RV_PAGE_TOKENS]) {
-    const size_t off = rv_kv_page_offset(kv->c, old, i_layer, i_head), end = old ? kv->n_cold : kv->n;
+    const size_t off = rv_kv_page_offset(kv->c, old, i_layer, i_head),
+                 end = old ? kv->n_cold : kv->n;
     for (size_t r = 0; r < RV_KV_BLOCK / RV_PAGE_TOKENS; r++) {
         const size_t i = i_block * (RV_KV_BLOCK / RV_PAGE_TOKENS) + r;
         runs[r] = r == 0 || i < end ? kv->e[i].at[old] + off : runs[0];
