@@ -26,7 +26,7 @@ struct rv_kv_cache {
 
 /* RV_PAGE_TOKENS positions of a sequence. */
 typedef struct rv_kv_entry {
-    rv_page page[RV_KEEP_N]; /* STATE: the one behind them */
+    rv_page page[RV_KEEP_N]; /* STATE: behind them, of position rolling only */
     rv_node node;            /* of entries below n_nodes */
     bool fresh;              /* the COLD page is still to be filled */
     char *at[2];             /* of the HOT and the COLD page: found without the lock */

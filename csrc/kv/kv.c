@@ -59,6 +59,7 @@ static void drop_from(rv_kv *kv, size_t n) {
     const size_t full = n / RV_PAGE_TOKENS, pages = rv_kv_pages_of(n);
     for (size_t i = kv->n; i-- > full;) {
         rv_kv_entry *e = &kv->e[i];
+        if (i < kv->n_nodes) rv_prefix_idle(c->tree, e->node, STATE); /* of use until now */
         for (int k = RV_KEEP_N; k-- > (i < pages ? COLD : HOT);) {
             rv_kv_let_go(c, e->page[k]);
             e->page[k] = 0;
@@ -288,19 +289,22 @@ void rv_kv_write(rv_kv *kv, size_t i_layer, size_t i_head, size_t pos, size_t n,
                      k + i * ld, v + i * ld, c->f.head_dim);
 }
 
-/* The snapshot that was written during the last positions: the tree's, if others want it there,
- * else the sequence's own instead of the one before. */
+/* The snapshot that was written during the last positions: it goes to the tree if others want it
+ * there, else it is the sequence's own instead of the one before. */
 static void keep_snapshot(rv_kv *kv, size_t before) {
     const size_t at = kv->snap_at;
     kv->snap_at = 0;
     if (at <= before || at > kv->len) return;
     rv_page *page = &kv->e[at / RV_PAGE_TOKENS - 1].page[STATE];
-    rv_kv_let_go(kv->c, *page);
     *page = kv->buf;
     kv->buf = 0;
     if (at == kv->want) {
         kv->want = 0;
-        if (rv_kv_publish_state(kv, at)) return;
+        if (rv_kv_publish_state(kv, at)) {
+            rv_kv_let_go(kv->c, *page);
+            *page = 0;
+            return;
+        }
     }
     if (kv->rolling) {
         page = &kv->e[kv->rolling / RV_PAGE_TOKENS - 1].page[STATE];
@@ -332,32 +336,40 @@ void rv_kv_commit(rv_kv *kv, const int32_t *tok, size_t n) {
 
 /* ---- forgetting ---- */
 
+/* Go back to the state behind n positions, 0 .. len; false: it is not kept. */
+static bool restore(rv_kv *kv, size_t n) {
+    const rv_kv_cache *c = kv->c;
+    if (!kv->state || n == kv->len) return true;
+    if (n == 0) {
+        memset(kv->state, 0, c->f.state_bytes);
+        return true;
+    }
+    if (n % RV_PAGE_TOKENS) return false;
+    const rv_kv_entry *e = &kv->e[n / RV_PAGE_TOKENS - 1];
+    rv_page page = e->page[STATE];
+    if (!page && n / RV_PAGE_TOKENS <= kv->n_nodes) page = rv_prefix_get(c->tree, e->node, STATE);
+    if (page) memcpy(kv->state, rv_pages_at(c->pages, page), c->f.state_bytes);
+    return page != 0;
+}
+
 rv_status rv_kv_truncate(rv_kv *kv, size_t n, rv_err *err) {
     rv_kv_cache *c = kv->c;
     if (n > kv->len)
         return rv_fail(err, RV_EARG, "kv: truncated to %zu positions, there are %zu", n, kv->len);
-    const void *state = NULL;
     if (n && rv_kv_bound(c, n + 1) < kv->hot_lo * RV_PAGE_TOKENS)
         return rv_fail(err, RV_EUNSUPPORTED,
                        "kv: cannot go back to %zu of %zu positions: the full precision of those "
                        "before %zu is gone",
                        n, kv->len, kv->hot_lo * RV_PAGE_TOKENS);
     pthread_mutex_lock(&c->lock);
-    if (kv->state && n && n < kv->len) {
-        const rv_page page = n % RV_PAGE_TOKENS ? 0 : kv->e[n / RV_PAGE_TOKENS - 1].page[STATE];
-        if (page) state = rv_pages_at(c->pages, page);
-        if (!page) {
-            pthread_mutex_unlock(&c->lock);
-            return rv_fail(err, RV_EUNSUPPORTED,
-                           "kv: cannot go back to %zu of %zu positions: the recurrent state there "
-                           "is not kept",
-                           n, kv->len);
-        }
-    }
-    drop_from(kv, n);
+    const bool kept = restore(kv, n);
+    if (kept) drop_from(kv, n);
     pthread_mutex_unlock(&c->lock);
-    if (state) memcpy(kv->state, state, c->f.state_bytes);
-    if (kv->state && !n) memset(kv->state, 0, c->f.state_bytes);
+    if (!kept)
+        return rv_fail(err, RV_EUNSUPPORTED,
+                       "kv: cannot go back to %zu of %zu positions: the recurrent state there is "
+                       "not kept",
+                       n, kv->len);
     kv->len = n;
     return RV_OK;
 }

@@ -93,7 +93,7 @@ static void take(rv_kv *kv, size_t i, rv_node node, int keep) {
     if (!page) return;
     rv_pages_ref(c->pages, page);
     kv->e[i].page[keep] = page;
-    if (keep != STATE) kv->e[i].at[keep] = rv_pages_at(c->pages, page);
+    kv->e[i].at[keep] = rv_pages_at(c->pages, page);
 }
 
 /* The pages of a place, and HOT ones before them as far as one may want to go back. */
@@ -121,7 +121,6 @@ static void settle(rv_kv *kv, const place *at, const int32_t *tok) {
         rv_kv_let_go(c, kv->e[kv->hot_lo].page[HOT]);
         kv->e[kv->hot_lo].page[HOT] = 0;
     }
-    if (at->n_pages) take(kv, at->n_pages - 1, at->node, STATE);
     kv->n_cold = m;
     kv->n_nodes = kv->n_shared[HOT] = at->n_pages;
     kv->n_shared[COLD] = m;
@@ -138,17 +137,19 @@ size_t rv_kv_match(rv_kv *kv, const int32_t *tok, size_t n) {
     const bool ok = rv_grow(&e, &kv->cap, rv_kv_pages_of(n), sizeof *kv->e);
     kv->e = e;
     if (!ok) return 0;
-    const void *state = NULL;
     pthread_mutex_lock(&c->lock);
     const place at = find(c, kv->node, tok, n);
     const size_t len = length(&at);
     if (len) settle(kv, &at, tok);
-    if (len && kv->state) state = rv_pages_at(c->pages, kv->e[kv->n - 1].page[STATE]);
+    if (len && kv->state) {
+        const rv_page state = rv_prefix_get(c->tree, at.node, STATE);
+        memcpy(kv->state, rv_pages_at(c->pages, state), c->f.state_bytes);
+        rv_prefix_idle(c->tree, at.node, STATE); /* it was used just now */
+    }
     if (at.n_known > at.n_pages) kv->want = at.n_known * RV_PAGE_TOKENS;
     c->n_looked_up += n;
     c->n_hit += len;
     pthread_mutex_unlock(&c->lock);
-    if (state) memcpy(kv->state, state, c->f.state_bytes);
     return len;
 }
 

@@ -37,6 +37,36 @@ static void fits_choose_different_slabs(void) {
     }
 }
 
+/* Thousands of slabs, so that tables grow and the sets have several levels. */
+static void few_free_pages_among_many_are_found(void) {
+    enum { N = 64 * 4700 };
+    static const uint32_t SLABS[] = {4600, 70, 4200, 1}, WANT[3][4] = {{1, 70, 4200, 4600},
+                                                                       {1, 4200, 70, 4600},
+                                                                       {1, 70, 4200, 4600}};
+    const size_t bytes = 64;
+    rv_page *a = rv_malloc(N * sizeof *a);
+    for (size_t f = 0; f < 3; f++) {
+        rv_pages *p;
+        CHECK(rv_pages_new(&p, &bytes, 1, (uint64_t)N * bytes, FITS[f], NULL) == RV_OK);
+        for (size_t i = 0; i < N; i++) {
+            a[i] = rv_pages_alloc(p, 0);
+            CHECK(a[i] == ((i / 64 + 1) << 6 | i % 64));
+            memset(rv_pages_at(p, a[i]), (int)(i % 251), bytes);
+        }
+        CHECK(!rv_pages_alloc(p, 0) && stats_of(p).held_bytes == (uint64_t)N * bytes);
+        for (size_t i = 0; i < 4; i++) rv_pages_unref(p, (rv_page)(SLABS[i] << 6 | 9));
+        for (size_t i = 0; i < 4; i++) CHECK(rv_pages_alloc(p, 0) == (WANT[f][i] << 6 | 9));
+        for (size_t i = 0; i < N; i++) {
+            const uint8_t *at = rv_pages_at(p, a[i]);
+            CHECK(at[0] == i % 251 && at[bytes - 1] == i % 251);
+            CHECK(rv_pages_unref(p, a[i]) == 0);
+        }
+        CHECK(stats_of(p).held_bytes == 0 && stats_of(p).n_free[0] == 0);
+        rv_pages_free(&p);
+    }
+    rv_free(a);
+}
+
 static void small_budgets_hold_what_they_say(void) {
     static const size_t BYTES[] = {1 << 20, 4096, 64};
     rv_pages *p;
@@ -222,6 +252,7 @@ static void random_operations_match_a_model(void) {
 
 const rv_test tests_pages[] = {
     {"fits_choose_different_slabs", fits_choose_different_slabs},
+    {"few_free_pages_among_many_are_found", few_free_pages_among_many_are_found},
     {"small_budgets_hold_what_they_say", small_budgets_hold_what_they_say},
     {"failed_page_allocations_change_nothing", failed_allocations_change_nothing},
     {"random_page_operations_match_a_model", random_operations_match_a_model},
