@@ -46,8 +46,8 @@ static void put_fixed(uint8_t *p, const fixed *f) {
     memcpy(p, MAGIC, sizeof MAGIC);
     put32(p + 8, VERSION);
     put32(p + 12, f->head_crc);
-    const uint64_t v[] = {f->head_bytes, f->file_bytes, f->n_tag, f->n_format, f->n_tokens,
-                          f->snapshot};
+    const uint64_t v[] = {f->head_bytes, f->file_bytes, f->n_tag,
+                          f->n_format,   f->n_tokens,   f->snapshot};
     for (size_t i = 0; i < RV_COUNT(v); i++) put64(p + 16 + 8 * i, v[i]);
 }
 
@@ -59,9 +59,15 @@ static size_t format_bytes(const rv_kv_cache *c) {
 
 static void put_format(uint8_t *p, const rv_kv_cache *c) {
     const rv_kv_format *f = &c->f;
-    const uint64_t v[] = {RV_PAGE_TOKENS, (uint64_t)c->type[HOT], (uint64_t)c->type[COLD],
-                          f->rotate,      f->tail,                f->batch,
-                          f->head_dim,    f->state_bytes,         f->n_layers};
+    const uint64_t v[] = {RV_PAGE_TOKENS,
+                          (uint64_t)c->type[HOT],
+                          (uint64_t)c->type[COLD],
+                          f->rotate,
+                          f->tail,
+                          f->batch,
+                          f->head_dim,
+                          f->state_bytes,
+                          f->n_layers};
     for (size_t i = 0; i < RV_COUNT(v); i++, p += 4) put32(p, (uint32_t)v[i]);
     for (size_t i = 0; i < f->n_layers; i++, p += 4) put32(p, (uint32_t)f->heads[i]);
 }
@@ -112,9 +118,9 @@ static rv_status write_all(int fd, const void *p, size_t n, const char *path, rv
 }
 
 /* The head of a file with these sections, in *out (from rv_malloc, padded with zeros to ALIGN). */
-static rv_status make_head(const rv_kv *kv, const rv_str *tag, const int32_t *tok,
-                           const section *s, size_t n, const uint8_t *has, const void *snapshot,
-                           uint8_t **out, size_t *n_out, rv_err *err) {
+static rv_status make_head(const rv_kv *kv, const rv_str *tag, const int32_t *tok, const section *s,
+                           size_t n, const uint8_t *has, const void *snapshot, uint8_t **out,
+                           size_t *n_out, rv_err *err) {
     fixed f = {.n_tag = tag->n,
                .n_format = format_bytes(kv->c),
                .n_tokens = kv->len,
@@ -220,7 +226,7 @@ typedef struct file {
     const char *path;
     uint64_t bytes;
     fixed f;
-    uint8_t *head;            /* from FIXED on */
+    uint8_t *head; /* from FIXED on */
     const uint8_t *tag, *format, *tok, *has, *crc;
     size_t n_entries;
 } file;
@@ -303,7 +309,8 @@ static rv_status check_head(const file *f, const rv_kv_cache *c, rv_str tag, rv_
     put_format(format, c);
     const bool same = f->f.n_format == n && memcmp(format, f->format, n) == 0;
     rv_free(format);
-    if (!same) return rv_fail(err, RV_EUNSUPPORTED, "%s: was written in another kv format", f->path);
+    if (!same)
+        return rv_fail(err, RV_EUNSUPPORTED, "%s: was written in another kv format", f->path);
     if (f->f.n_tag != tag.n || (tag.n && memcmp(f->tag, tag.p, tag.n) != 0))
         return rv_fail(err, RV_EUNSUPPORTED, "%s: belongs to another model, adapter or user",
                        f->path);
@@ -320,8 +327,8 @@ static rv_status check_head(const file *f, const rv_kv_cache *c, rv_str tag, rv_
             n_crc++;
         }
     }
-    if (f->f.snapshot && (!c->f.state_bytes || f->f.snapshot >= f->f.n_tokens ||
-                          f->f.snapshot % RV_PAGE_TOKENS))
+    if (f->f.snapshot &&
+        (!c->f.state_bytes || f->f.snapshot >= f->f.n_tokens || f->f.snapshot % RV_PAGE_TOKENS))
         return damaged(f, err, "has a snapshot at an impossible place");
     const uint64_t states = c->f.state_bytes ? 1 + (f->f.snapshot != 0) : 0;
     bytes += states * aligned(c->f.state_bytes);
@@ -356,8 +363,8 @@ static rv_status take_pages(rv_kv *kv, const file *f, rv_err *err) {
         for (int k = HOT; ok && k <= COLD; k++)
             if (f->has[i] >> k & 1) ok = (kv->e[i].page[k] = rv_kv_take(c, k, need)) != 0;
     if (ok && f->f.snapshot)
-        ok = (kv->e[f->f.snapshot / RV_PAGE_TOKENS - 1].page[STATE] =
-                  rv_kv_take(c, STATE, need)) != 0;
+        ok = (kv->e[f->f.snapshot / RV_PAGE_TOKENS - 1].page[STATE] = rv_kv_take(c, STATE, need)) !=
+             0;
     rv_pages_get_stats(c->pages, &s);
     if (ok) return RV_OK;
     return rv_fail(err, RV_EFULL, "%s: no room for its %zu positions, %llu of %llu bytes are held",
