@@ -14,8 +14,8 @@
  * K2  Positions at and behind the committed length are written by the owner alone, in pages with
  *     one reference.  Full pages never change.
  * K3  A failed call changes nothing.
- * K4  A position that a sequence may still go back to (the last RV_KV_BLOCK before m) keeps its HOT
- *     page.
+ * K4  A sequence that grew by itself can forget its last RV_KV_BLOCK positions: what those before
+ *     them see as HOT, and a block more, keeps its HOT pages.
  *
  * With sharing, full pages are published in the prefix tree as they are committed, and a new
  * sequence starts with what is there.  It can start at a page boundary h if all COLD pages below
@@ -46,11 +46,11 @@ typedef struct rv_kv_format {
     size_t n_layers;      /* that keep keys; 0 is allowed */
     const int32_t *heads; /* [n_layers] key heads of each; copied */
     size_t head_dim;
-    rv_kv_type type;      /* not RV_KV_AUTO; Q8_0 and Q4_0 want head_dim % 32 == 0 */
-    rv_kv_type store;     /* RV_KV_AUTO: no store; else Q8_0 or Q4_0, and type is F16 or F32 */
-    bool rotate;          /* keys of the store are Hadamard-rotated; head_dim is a power of two */
-    size_t tail, batch;   /* with a store: positions, multiples of RV_KV_BLOCK, at least one */
-    size_t state_bytes;   /* recurrent state of a sequence; 0: none */
+    rv_kv_type type;    /* not RV_KV_AUTO; Q8_0 and Q4_0 want head_dim % 32 == 0 */
+    rv_kv_type store;   /* RV_KV_AUTO: no store; else Q8_0 or Q4_0, and type is F16 or F32 */
+    bool rotate;        /* keys of the store are Hadamard-rotated; head_dim is a power of two */
+    size_t tail, batch; /* with a store: positions, multiples of RV_KV_BLOCK, at least one */
+    size_t state_bytes; /* recurrent state of a sequence; 0: none */
 } rv_kv_format;
 
 typedef struct rv_kv_cache_opts {
@@ -64,7 +64,7 @@ typedef struct rv_kv_cache_stats {
     rv_pages_stats pages;
     rv_prefix_stats prefix;
     uint64_t n_sequences;
-    uint64_t n_looked_up, n_hit; /* tokens of rv_kv_match: asked for, and found */
+    uint64_t n_looked_up, n_hit;   /* tokens of rv_kv_match: asked for, and found */
     uint64_t n_migrated, n_copied; /* blocks moved to the store; pages copied on write */
 } rv_kv_cache_stats;
 
@@ -81,6 +81,16 @@ size_t rv_kv_cache_page_bytes(const rv_kv_cache *c, int keep);
 uint64_t rv_kv_cache_set_budget(rv_kv_cache *c, uint64_t budget);
 /* Whether n more positions in new sequences would find room, evicting what can be. */
 bool rv_kv_cache_has_room(rv_kv_cache *c, size_t n);
+/* The most positions that one sequence can have in an otherwise empty cache, in whole pages. */
+size_t rv_kv_cache_capacity(rv_kv_cache *c);
+/* Room for several sequences: pages of each kind. */
+typedef struct rv_kv_need {
+    size_t n[RV_PAGE_CLASSES];
+} rv_kv_need;
+/* Add what kv takes, besides the pages it has, to grow to n positions; NULL: a new sequence. */
+void rv_kv_need_add(rv_kv_cache *c, const rv_kv *kv, size_t n, rv_kv_need *sum);
+/* Whether all that could be had, evicting what can be. */
+bool rv_kv_cache_fits(rv_kv_cache *c, const rv_kv_need *need);
 
 /* ---- sequences ---- */
 
@@ -108,7 +118,8 @@ void rv_kv_commit(rv_kv *kv, const int32_t *tok, size_t n);
 /* Forget position n and on, 0 .. len.  RV_EUNSUPPORTED: not kept (HOT pages before n are gone, or
  * there is recurrent state and n is neither 0, len, nor a kept snapshot of this sequence). */
 rv_status rv_kv_truncate(rv_kv *kv, size_t n, rv_err *err);
-/* Another sequence with the same contents; pages are shared until written. */
+/* Another sequence with the same contents; pages are shared until written.  What was reserved has
+ * to be reserved again. */
 rv_status rv_kv_fork(rv_kv **out, const rv_kv *kv, rv_err *err);
 
 /* ---- reading, without locks; of positions that are reserved ---- */
@@ -141,7 +152,8 @@ size_t rv_kv_page_offset(const rv_kv_cache *c, bool old, size_t i_layer, size_t 
 size_t rv_kv_run_bytes(const rv_kv_cache *c, bool old);
 
 size_t rv_kv_bytes(const rv_kv *kv); /* of its pages, shared ones too, and itself */
-size_t rv_kv_own_bytes(const rv_kv *kv); /* of what nobody else has a reference to, and itself */
+/* Of what nobody else has a reference to, the tree aside, and itself. */
+size_t rv_kv_own_bytes(const rv_kv *kv);
 size_t rv_kv_bytes_per_token(const rv_kv_cache *c, bool old);
 
 #endif

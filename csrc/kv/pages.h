@@ -26,10 +26,12 @@ typedef struct rv_pages rv_pages;
  *   round_robin  the next slab after the last one used: what was freed is overwritten last */
 typedef struct rv_pages_stats {
     uint64_t budget_bytes;
-    uint64_t held_bytes; /* of slabs */
-    uint64_t peak_bytes; /* most that held_bytes ever was */
-    uint64_t used_bytes; /* of pages with a reference */
+    uint64_t held_bytes;                                       /* of slabs */
+    uint64_t peak_bytes;                                       /* most that held_bytes ever was */
+    uint64_t used_bytes;                                       /* of pages with a reference */
     uint64_t n_used[RV_PAGE_CLASSES], n_free[RV_PAGE_CLASSES]; /* pages; free: in held slabs */
+    uint64_t
+        n_spare[RV_PAGE_CLASSES]; /* of the used ones, those whose owner has the last reference */
     uint64_t n_allocs, n_refused;
 } rv_pages_stats;
 
@@ -41,6 +43,16 @@ rv_status rv_pages_new(rv_pages **out, const size_t *page_bytes, size_t n_classe
 void rv_pages_free(rv_pages **p); /* whatever references there are */
 /* A page with one reference, contents undefined, 64-byte aligned; 0: no room.  O(1). */
 rv_page rv_pages_alloc(rv_pages *p, int class);
+/* The same, leaving the budget room for need[c] pages of each other class (NULL: none). */
+rv_page rv_pages_alloc_beside(rv_pages *p, int class, const size_t need[RV_PAGE_CLASSES]);
+/* Whether the last refusal was for lack of memory, not of budget. */
+bool rv_pages_starved(const rv_pages *p);
+/* Whether need[c] pages of each class could be had if all spare pages were given up. */
+bool rv_pages_fits(const rv_pages *p, const size_t need[RV_PAGE_CLASSES]);
+/* Of one reference to a page somebody says that it is only kept (0: nobody); the page is spare, and
+ * counted so, while that is the last one. */
+void rv_pages_set_owner(rv_pages *p, rv_page page, uint32_t owner);
+uint32_t rv_pages_owner(const rv_pages *p, rv_page page);
 void rv_pages_ref(rv_pages *p, rv_page page);
 /* Drop a reference; how many are left. */
 uint32_t rv_pages_unref(rv_pages *p, rv_page page);
@@ -49,6 +61,7 @@ int rv_pages_class(const rv_pages *p, rv_page page);
 /* Stays where it is as long as there is a reference. */
 void *rv_pages_at(const rv_pages *p, rv_page page);
 size_t rv_pages_bytes(const rv_pages *p, int class);
+uint64_t rv_pages_slab_bytes(const rv_pages *p, int class); /* of its largest slabs */
 /* A smaller or larger budget; what is held already stays. */
 void rv_pages_set_budget(rv_pages *p, uint64_t bytes);
 void rv_pages_get_stats(const rv_pages *p, rv_pages_stats *out);
