@@ -76,7 +76,7 @@ static void extend(env *e, rv_kv *kv, size_t n) {
 }
 
 /* All that attention can see of two sequences is the same. */
-static void same(env *e, const rv_kv *a, const rv_kv *b) {
+static void same(env *e, rv_kv *a, rv_kv *b) {
     const size_t n = rv_kv_len(a), m = rv_kv_boundary(a, n + 1);
     CHECK(rv_kv_len(b) == n);
     for (size_t p = 0; p < n; p++)
@@ -91,8 +91,7 @@ static void same(env *e, const rv_kv *a, const rv_kv *b) {
                 rvk_attn_get(rv_kv_type_of(b, old), rb[p % 64 / 16], p % 16, x[2], x[3], D);
                 CHECK(memcmp(x[0], x[2], 2 * sizeof x[0]) == 0);
             }
-    if (e->f.state_bytes)
-        CHECK(memcmp(rv_kv_state((rv_kv *)a), rv_kv_state((rv_kv *)b), e->f.state_bytes) == 0);
+    if (e->f.state_bytes) CHECK(memcmp(rv_kv_state(a), rv_kv_state(b), e->f.state_bytes) == 0);
 }
 
 static const rv_str TAG = {"a model", 7};
