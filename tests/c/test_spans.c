@@ -293,33 +293,33 @@ static void every_level_matches_float64(void) {
 static const size_t LENGTHS[MAX_SEQS] = {560, 65, 1, 300};
 
 /* All sequences in passes together, with chunks that change from one pass to the next. */
-static void check_together(const shape *shape, const seq *want, int n_threads, size_t first) {
+static void check_together(const shape *sh, const seq *want, int n_threads, size_t first) {
     static const size_t CHUNKS[] = {1, 7, 64, 128, 3};
     world w;
     seq s[MAX_SEQS];
     size_t rows[MAX_SEQS];
-    open_world(&w, shape, n_threads);
+    open_world(&w, sh, n_threads);
     for (size_t i = 0; i < MAX_SEQS; i++) s[i] = open_seq(&w, LENGTHS[i], 100 * i);
     for (size_t pass = first;; pass++) {
         for (size_t i = 0; i < MAX_SEQS; i++) rows[i] = CHUNKS[(pass + 2 * i) % RV_COUNT(CHUNKS)];
         if (step(&w, s, MAX_SEQS, rows, NULL) == 0) break;
     }
     for (size_t i = 0; i < MAX_SEQS; i++) {
-        const size_t n = LENGTHS[i] * (size_t)(shape->n_head * shape->d);
+        const size_t n = LENGTHS[i] * (size_t)(sh->n_head * sh->d);
         CHECK(memcmp(want[i].out, s[i].out, n * sizeof *s[i].out) == 0);
         close_seq(&s[i]);
     }
     close_world(&w);
 }
 
-static void check_chunks(const shape *shape, const seq *want, size_t chunk, int n_threads,
+static void check_chunks(const shape *sh, const seq *want, size_t chunk, int n_threads,
                          bool starve) {
     world w;
-    open_world(&w, shape, n_threads);
+    open_world(&w, sh, n_threads);
     w.starve = starve;
     seq s = open_seq(&w, LENGTHS[0], 0);
     while (step(&w, &s, 1, &chunk, NULL)) {}
-    CHECK(memcmp(want->out, s.out, s.n * (size_t)(shape->n_head * shape->d) * sizeof *s.out) == 0);
+    CHECK(memcmp(want->out, s.out, s.n * (size_t)(sh->n_head * sh->d) * sizeof *s.out) == 0);
     close_seq(&s);
     close_world(&w);
 }
