@@ -224,9 +224,9 @@ static void come_in(rv_sched *s, rv_req *r, rv_kv *kv) {
 static bool fits(rv_sched *s, const rv_req *r, const rv_kv *kv, const rv_kv_need *promised) {
     rv_kv_need sum = *promised;
     rv_kv_need_add(s->cache, kv, promised_len(s, r), &sum);
-    if (rv_kv_cache_fits(s->cache, &sum)) return true;
-    s->stuck |= s->n_stay == 0;
-    return false;
+    const bool ok = rv_kv_cache_fits(s->cache, &sum);
+    s->stuck = !ok && s->n_stay == 0;
+    return ok;
 }
 
 /* Lets r in if there is room for it; *in says so. */
@@ -240,11 +240,19 @@ static rv_status try_admit(rv_sched *s, rv_req *r, const rv_kv_need *promised, b
     if ((r->n_saved || r->found_nothing) && !fits(s, r, NULL, promised)) return RV_OK;
     rv_kv *kv = open_sequence(s, r);
     if (!kv) return RV_ENOMEM;
-    r->found_nothing = rv_kv_len(kv) == 0;
-    if (!fits(s, r, kv, promised)) {
-        rv_kv_free(&kv);
-        return RV_OK;
+    const size_t len = rv_kv_len(kv);
+    r->found_nothing = len == 0;
+    bool ok = fits(s, r, kv, promised);
+    /* Of a page that is found in part there will be two, and only one in a full cache. */
+    if (!ok && len % RV_PAGE_TOKENS && rv_kv_truncate(kv, full_pages(len), NULL) == RV_OK)
+        ok = fits(s, r, kv, promised);
+    if (!ok) rv_kv_free(&kv);
+    if (!ok && s->n_stay == 0 && fits(s, r, NULL, promised)) {
+        /* What is found is in the way: alone it has room in any case. */
+        ok = rv_kv_new(&kv, s->cache, r->identity, r->n_identity, NULL) == RV_OK;
+        if (!ok) return RV_ENOMEM;
     }
+    if (!ok) return RV_OK;
     come_in(s, r, kv);
     *in = true;
     return RV_OK;

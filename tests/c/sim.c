@@ -467,6 +467,7 @@ rv_status sim_step(sim *s, size_t cap, bool *idle) {
     const rv_status st = rv_sched_step(s->sched, s->clock_ms, events, cap, &n, &now_idle, &err);
     rv_test_fail_alloc_at(-1);
     SIM_CHECK(s, st == err.code && n <= cap);
+    if (st != RV_OK && s->calm) fprintf(stderr, "%s\n", err.msg);
     s->n_step_failed += st != RV_OK;
     for (size_t i = 0; i < n; i++) take_event(s, &events[i]);
     SIM_CHECK(s, now_idle == (s->n_live == 0));

@@ -325,7 +325,10 @@ static void cancel_at_every_step(void) {
             CHECK(rv_sched_cancel(s.sched, q->id, RV_FINISH_STOP, NULL) == RV_ENOTFOUND);
         }
         sim_drain(&s);
+        rv_kv_cache_stats c;
+        rv_kv_cache_get_stats(s.cache, &c);
         CHECK(rv_kv_cache_set_budget(s.cache, 0) == 0);
+        rv_kv_cache_set_budget(s.cache, c.pages.budget_bytes);
         sim_close(&s);
         if (over) break;
     }
