@@ -7,8 +7,8 @@
  *   one that may not (S2)             all the tokens it can ever have
  *
  * so protected ones never compete with each other, and whoever may be preempted yields to them:
- * requests do not wait for each other's pages.  Only sequences from outside of the scheduler can take
- * what was promised. */
+ * requests do not wait for each other's pages.  Only sequences from outside of the scheduler can
+ * take what was promised. */
 #include "engine/sched_impl.h"
 
 /* Requests that are passed over in a step because a running one computes their beginning. */
@@ -38,20 +38,24 @@ static void post(rv_sched *s, rv_req *r) {
     if (r->posted) return;
     r->posted = true;
     r->next_event = NULL;
-    if (s->first_event) s->last_event->next_event = r;
-    else s->first_event = r;
+    if (s->first_event)
+        s->last_event->next_event = r;
+    else
+        s->first_event = r;
     s->last_event = r;
 }
 
-/* false: somebody asked for another end meanwhile, which is due when the next step begins (due: this
- * is that one).  What is not in the table any more nobody else can reach. */
+/* false: somebody asked for another end meanwhile, which is due when the next step begins (due:
+ * this is that one).  What is not in the table any more nobody else can reach. */
 static bool end(rv_sched *s, rv_req *r, rv_finish finish, rv_status status, bool due) {
     const bool running = r->state == RV_REQ_RUNNING;
     pthread_mutex_lock(&s->lock);
     const bool ends = due || r->ask == RV_FINISH_NONE;
     if (ends) {
-        if (running) s->stats.n_running--;
-        else rv_sched_dequeue(s, r);
+        if (running)
+            s->stats.n_running--;
+        else
+            rv_sched_dequeue(s, r);
         r->state = RV_REQ_ENDED;
         rv_table_take(&s->requests, &r->entry);
         rv_sched_forget_deadline(s, r);
@@ -106,8 +110,7 @@ static void preempt(rv_sched *s, rv_req *r) {
     s->n_left += r->n_rows;
     r->n_rows = 0;
     const size_t len = rv_kv_len(r->kv);
-    if (s->b.swap_out && len &&
-        s->b.swap_out(s->b.ctx, r->entry.key, r->kv, r->tok, NULL) == RV_OK)
+    if (s->b.swap_out && len && s->b.swap_out(s->b.ctx, r->entry.key, r->kv, r->tok, NULL) == RV_OK)
         r->n_saved = len;
     rv_kv_free(&r->kv);
     r->n_preempted++;
@@ -267,8 +270,10 @@ static rv_req *next_waiting(rv_sched *s) {
 
 static void hold(rv_sched *s, rv_req *r, bool back) {
     pthread_mutex_lock(&s->lock);
-    if (back) rv_sched_enqueue(s, r);
-    else rv_sched_dequeue(s, r);
+    if (back)
+        rv_sched_enqueue(s, r);
+    else
+        rv_sched_dequeue(s, r);
     pthread_mutex_unlock(&s->lock);
 }
 
