@@ -5,6 +5,7 @@
  *     Of several passes the first ones are committed; so that the state and what has moved to the
  *     store come back, a fork keeps the sequence as it was before them. */
 #include "engine/engine.h"
+#include "rvk.h"
 
 struct rv_session {
     rv_model *m;
@@ -147,4 +148,139 @@ const float *rv_session_logits(const rv_session *s) {
 
 size_t rv_session_kv_bytes(const rv_session *s) {
     return rv_kv_bytes(s->kv);
+}
+
+/* ---- starting from what there is ---- */
+
+static rv_status check_start(const rv_session *s, size_t n, rv_err *err) {
+    if (n == 0) return rv_fail(err, RV_EARG, "tokens: there are none, want at least 1");
+    if (n > s->n_ctx)
+        return rv_fail(err, RV_EFULL, "context: %zu tokens do not fit in %zu", n, s->n_ctx);
+    return RV_OK;
+}
+
+/* Put another sequence in its place. */
+static void replace(rv_session *s, rv_kv *take) {
+    rv_kv_free(&s->kv);
+    s->kv = take;
+    s->has_logits = false;
+}
+
+rv_status rv_session_start(rv_session *s, const int32_t *tok, size_t n, size_t *n_past,
+                           rv_err *err) {
+    rv_err_clear(err);
+    *n_past = 0;
+    rv_status st = check_start(s, n, err);
+    if (st != RV_OK) return st;
+    const size_t same = RV_MIN(rv_kv_same(s->kv, tok, n), n - 1), len = rv_kv_len(s->kv);
+    const bool keeps = same == len || (same && rv_kv_truncate(s->kv, same, NULL) == RV_OK);
+    if (same < len) s->has_logits = false;
+    const size_t have = keeps ? same : 0;
+    if (rv_kv_peek(s->m->kv, NULL, 0, tok, n) > have || !keeps) {
+        rv_kv *kv;
+        st = rv_kv_new(&kv, s->m->kv, NULL, 0, err);
+        if (st != RV_OK) return st;
+        rv_kv_match(kv, tok, n);
+        replace(s, kv);
+    }
+    *n_past = rv_kv_len(s->kv);
+    return RV_OK;
+}
+
+rv_status rv_session_fork(rv_session **out, const rv_session *s, rv_err *err) {
+    *out = NULL;
+    rv_session *t;
+    rv_kv *kv;
+    rv_status st = rv_session_new(&t, s->m, (int32_t)s->n_ctx, err);
+    if (st != RV_OK) return st;
+    st = rv_kv_fork(&kv, s->kv, err);
+    if (st != RV_OK) {
+        rv_session_free(&t);
+        return st;
+    }
+    replace(t, kv);
+    *out = t;
+    return RV_OK;
+}
+
+/* ---- files ---- */
+
+/* What keys and values depend on besides format and tokens: the digest and the kernels, whose sums
+ * differ in order. */
+static rv_status make_tag(rv_str digest, char **tag, rv_str *out, rv_err *err) {
+    const char *isa[] = {rvk.isa_mul[RV_F32], rvk.isa_mul[RV_Q8_0], rvk.isa_attn, rvk.isa_act,
+                         rvk.isa_norm};
+    size_t n = 4 + digest.n;
+    for (size_t i = 0; i < RV_COUNT(isa); i++) n += strlen(isa[i]) + 1;
+    char *p = *tag = rv_calloc(n, 1);
+    if (!p) return rv_fail(err, RV_ENOMEM, "session: out of memory");
+    *out = (rv_str){p, n};
+    for (int i = 0; i < 4; i++) *p++ = (char)(digest.n >> 8 * i);
+    if (digest.n) memcpy(p, digest.p, digest.n);
+    p += digest.n;
+    for (size_t i = 0; i < RV_COUNT(isa); i++, p += strlen(p) + 1)
+        memcpy(p, isa[i], strlen(isa[i]));
+    return RV_OK;
+}
+
+rv_status rv_session_save(rv_session *s, const char *path, rv_str digest, rv_err *err) {
+    rv_err_clear(err);
+    char *tag = NULL;
+    rv_str t;
+    rv_status st = make_tag(digest, &tag, &t, err);
+    if (st == RV_OK) st = rv_kv_save(s->kv, path, t, err);
+    rv_free(tag);
+    return st;
+}
+
+rv_status rv_session_load(rv_session *s, const char *path, rv_str digest, const int32_t *tok,
+                          size_t n, size_t *n_past, rv_err *err) {
+    rv_err_clear(err);
+    *n_past = 0;
+    char *tag = NULL;
+    rv_str t;
+    rv_kv *kv = NULL;
+    rv_status st = check_start(s, n, err);
+    if (st == RV_OK) st = make_tag(digest, &tag, &t, err);
+    if (st == RV_OK) st = rv_kv_new(&kv, s->m->kv, NULL, 0, err);
+    if (st == RV_OK) st = rv_kv_load(kv, path, t, tok, n, err);
+    rv_free(tag);
+    if (st != RV_OK) {
+        rv_kv_free(&kv);
+        return st;
+    }
+    replace(s, kv);
+    *n_past = rv_kv_len(kv);
+    return RV_OK;
+}
+
+/* ---- pages as they are ---- */
+
+rv_status rv_session_page(rv_session *s, size_t i_layer, size_t i_page, rv_page_view *out,
+                          rv_err *err) {
+    const rv_kv_format *f = rv_kv_cache_format(s->m->kv);
+    const size_t len = rv_kv_len(s->kv), n_pages = (len + RV_PAGE_TOKENS - 1) / RV_PAGE_TOKENS;
+    if (i_layer >= f->n_layers)
+        return rv_fail(err, RV_EARG, "layer: is %zu, want 0 .. %zu", i_layer, f->n_layers - 1);
+    if (i_page >= n_pages)
+        return rv_fail(err, RV_EARG, "page: is %zu, want below %zu", i_page, n_pages);
+    const bool old =
+        i_page * RV_PAGE_TOKENS < rv_kv_boundary(s->kv, len + 1) && rv_kv_page(s->kv, true, i_page);
+    *out = (rv_page_view){.n_heads = (size_t)f->heads[i_layer],
+                          .head_dim = f->head_dim,
+                          .run_bytes = rv_kv_run_bytes(s->m->kv, old),
+                          .type = old ? f->store : f->type,
+                          .rotated = old && f->rotate,
+                          .n_tokens = RV_MIN((size_t)RV_PAGE_TOKENS, len - i_page * RV_PAGE_TOKENS),
+                          .cache = rv_kv_cache_ref(s->m->kv),
+                          .page = rv_kv_page(s->kv, old, i_page)};
+    out->at = (const char *)rv_kv_page_pin(out->cache, out->page) +
+              rv_kv_page_offset(out->cache, old, i_layer, 0);
+    return RV_OK;
+}
+
+void rv_page_view_free(rv_page_view *p) {
+    if (p->cache) rv_kv_page_unpin(p->cache, p->page);
+    rv_kv_cache_free(&p->cache);
+    p->at = NULL;
 }

@@ -332,6 +332,7 @@ RV_API rv_status rv_model_embed(rv_model *m, const int32_t *tok, const size_t *l
 /* ---------------------------------------------------------------- sessions */
 
 typedef struct rv_session rv_session;
+typedef struct rv_kv_cache rv_kv_cache;
 
 /* A sequence with its KV cache.  n_ctx: most tokens it may hold, 1 .. the model's n_ctx;
  * memory grows as the sequence does.  RV_EUNSUPPORTED for an encoder. */
@@ -352,6 +353,39 @@ RV_API rv_status rv_session_eval(rv_session *s, const int32_t *tok, size_t n, fl
  * RV_EUNSUPPORTED when the recurrent state behind n is not kept, or with a store when n is too far
  * back. */
 RV_API rv_status rv_session_truncate(rv_session *s, size_t n, rv_err *err);
+/* Have the session hold as much of tok [n] as can be had without computing, at most n - 1 tokens:
+ * what it has in common with them, or what the model's cache knows of them if that is more.  The
+ * rest is for rv_session_eval.  *n_past: how many.  RV_EARG n == 0; RV_EFULL n > n_ctx. */
+RV_API rv_status rv_session_start(rv_session *s, const int32_t *tok, size_t n, size_t *n_past,
+                                  rv_err *err);
+/* Another session with the same contents and no logits; memory is shared until one goes on. */
+RV_API rv_status rv_session_fork(rv_session **out, const rv_session *s, rv_err *err);
+/* Write keys, values and state into a file, whole or not at all; and take them back: as
+ * rv_session_start, from the file.  The file is refused unless it was written with the same kv
+ * options, the same kernels, and the same digest (any bytes that tell the model and whatever else
+ * keys and values depend on).
+ * save: RV_EARG an empty session; RV_EIO.  load: RV_ENOTFOUND; RV_EIO; RV_EFORMAT damaged;
+ * RV_EUNSUPPORTED of another version, model or kind; RV_EFULL no room. */
+RV_API rv_status rv_session_save(rv_session *s, const char *path, rv_str digest, rv_err *err);
+RV_API rv_status rv_session_load(rv_session *s, const char *path, rv_str digest, const int32_t *tok,
+                                 size_t n, size_t *n_past, rv_err *err);
+
+/* A page of keys and values as it lies in memory: 16 positions of one layer, head after head. */
+typedef struct rv_page_view {
+    const void *at; /* [n_heads][run_bytes] */
+    size_t n_heads, head_dim, run_bytes;
+    rv_kv_type type;    /* of what is there */
+    bool rotated;       /* keys are Hadamard-rotated */
+    size_t n_tokens;    /* 1 .. 16 of the positions hold something */
+    rv_kv_cache *cache; /* for rv_page_view_free */
+    uint32_t page;
+} rv_page_view;
+/* The page with positions 16 * i_page and on of the i_layer-th layer that keeps keys; with a store,
+ * old ones are seen as it holds them.  It stays as it is until rv_page_view_free, also when the
+ * session goes on.  RV_EARG out of range. */
+RV_API rv_status rv_session_page(rv_session *s, size_t i_layer, size_t i_page, rv_page_view *out,
+                                 rv_err *err);
+RV_API void rv_page_view_free(rv_page_view *p);
 RV_API size_t rv_session_n_past(const rv_session *s);
 RV_API size_t rv_session_room(const rv_session *s);
 /* [n_vocab] logits of the last evaluated token, valid until the next eval; NULL before the first.

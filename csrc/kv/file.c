@@ -119,9 +119,9 @@ static rv_status write_all(int fd, const void *p, size_t n, const char *path, rv
 }
 
 /* The head of a file with these sections, in *out (from rv_malloc, padded with zeros to ALIGN). */
-static rv_status make_head(const rv_kv *kv, const rv_str *tag, const int32_t *tok, const section *s,
-                           size_t n, const uint8_t *has, const void *snapshot, uint8_t **out,
-                           size_t *n_out, rv_err *err) {
+static rv_status make_head(const rv_kv *kv, const rv_str *tag, const section *s, size_t n,
+                           const uint8_t *has, const void *snapshot, uint8_t **out, size_t *n_out,
+                           rv_err *err) {
     fixed f = {.n_tag = tag->n,
                .n_format = format_bytes(kv->c),
                .n_tokens = kv->len,
@@ -139,7 +139,8 @@ static rv_status make_head(const rv_kv *kv, const rv_str *tag, const int32_t *to
     p += tag->n;
     put_format(p, kv->c);
     p += f.n_format;
-    for (size_t i = 0; i < kv->len; i++, p += 4) put32(p, (uint32_t)tok[i]);
+    for (size_t i = 0; i < kv->len; i++, p += 4)
+        put32(p, (uint32_t)kv->e[i / RV_PAGE_TOKENS].tok[i % RV_PAGE_TOKENS]);
     if (n_entries(kv)) memcpy(p, has, n_entries(kv));
     p += n_entries(kv);
     for (size_t i = 0; i < n; i++, p += 4) put32(p, rv_crc32c(0, s[i].at, s[i].bytes));
@@ -194,8 +195,7 @@ static rv_status write_file(const char *path, const section *s, size_t n, rv_err
     return st == RV_OK ? sync_folder(path, err) : st;
 }
 
-rv_status rv_kv_save(const rv_kv *kv, const char *path, rv_str tag, const int32_t *tok,
-                     rv_err *err) {
+rv_status rv_kv_save(const rv_kv *kv, const char *path, rv_str tag, rv_err *err) {
     if (kv->len == 0) return rv_fail(err, RV_EARG, "kv file: the sequence is empty");
     const size_t n_most = 2 * n_entries(kv) + 3; /* head, pages, two states */
     section *s = rv_calloc(n_most, sizeof *s);
@@ -209,7 +209,7 @@ rv_status rv_kv_save(const rv_kv *kv, const char *path, rv_str tag, const int32_
             snapshot = rv_kv_page_pin(kv->c, page);
             rv_kv_page_unpin(kv->c, page); /* the sequence has a reference of its own */
         }
-        st = make_head(kv, &tag, tok, s + 1, n, has, snapshot, &head, &s[0].bytes, err);
+        st = make_head(kv, &tag, s + 1, n, has, snapshot, &head, &s[0].bytes, err);
         s[0].at = head;
         if (snapshot) s[++n] = (section){snapshot, kv->c->f.state_bytes};
         if (st == RV_OK) st = write_file(path, s, n + 1, err);
@@ -460,12 +460,9 @@ rv_status rv_kv_load(rv_kv *kv, const char *path, rv_str tag, const int32_t *tok
     f.bytes = st == RV_OK ? (uint64_t)about.st_size : 0;
     if (st == RV_OK) st = load(kv, &f, tag, err);
     close(f.fd);
-    size_t same = 0;
-    while (st == RV_OK && same < n && same < kv->len &&
-           tok[same] == (int32_t)rv_le32(f.tok + 4 * same))
-        same++;
     rv_free(f.head);
     if (st != RV_OK) return st;
+    size_t same = rv_kv_same(kv, tok, n);
     same = RV_MIN(same, n - 1);
     if (same < kv->len && rv_kv_truncate(kv, same, NULL) != RV_OK) {
         const size_t back = kv->rolling <= same ? kv->rolling : 0;

@@ -388,6 +388,12 @@ size_t rv_kv_len(const rv_kv *kv) {
     return kv->len;
 }
 
+size_t rv_kv_same(const rv_kv *kv, const int32_t *tok, size_t n) {
+    size_t i = 0;
+    while (i < n && i < kv->len && tok[i] == kv->e[i / RV_PAGE_TOKENS].tok[i % RV_PAGE_TOKENS]) i++;
+    return i;
+}
+
 size_t rv_kv_boundary(const rv_kv *kv, size_t n) {
     return rv_kv_bound(kv->c, n);
 }

@@ -34,7 +34,6 @@
 
 enum { RV_KV_BLOCK = 64 };
 
-typedef struct rv_kv_cache rv_kv_cache;
 typedef struct rv_kv rv_kv;
 
 /* The kernels' number of a type other than RV_KV_AUTO; -1: no such type. */
@@ -106,6 +105,8 @@ size_t rv_kv_match(rv_kv *kv, const int32_t *tok, size_t n);
 /* What rv_kv_match would find, without taking it. */
 size_t rv_kv_peek(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n);
 size_t rv_kv_len(const rv_kv *kv);
+/* How many of its first tokens are those of tok [n]. */
+size_t rv_kv_same(const rv_kv *kv, const int32_t *tok, size_t n);
 /* Make room for n more positions, which may then be written: allocates pages (evicting others),
  * copies a shared last page, and moves blocks to the store that the new positions see there; pool
  * may be NULL.  n <= tail with a store.  RV_EFULL no room (bytes wanted, held, budget). */
@@ -155,12 +156,11 @@ size_t rv_kv_run_bytes(const rv_kv_cache *c, bool old);
 
 /* ---- files (file.c) ---- */
 
-/* Write what is kept of the sequence, tok [rv_kv_len] being its tokens, under that name: whole or
- * not at all (a file of that name stands until the new one is on the disk).
+/* Write what is kept of the sequence under that name: whole or not at all (a file of that name
+ * stands until the new one is on the disk).
  *   tag  what keys and values depend on besides format and tokens (model, numerics, identity)
  * RV_EARG an empty sequence; RV_EIO; RV_ENOMEM. */
-rv_status rv_kv_save(const rv_kv *kv, const char *path, rv_str tag, const int32_t *tok,
-                     rv_err *err);
+rv_status rv_kv_save(const rv_kv *kv, const char *path, rv_str tag, rv_err *err);
 /* Of an empty sequence: take from a file as much of tok [n] as it has and can be resumed, at most
  * n - 1 tokens; rv_kv_len says how many, 0 too.  Nothing is taken before all of the file has been
  * read and found right.

@@ -103,7 +103,7 @@ static void comes_back(bool store, bool state, size_t n) {
     env_new(&e, store, state);
     CHECK(rv_kv_new(&a, e.c, "x", 1, NULL) == RV_OK);
     extend(&e, a, n);
-    CHECK(rv_kv_save(a, e.path, TAG, e.tok, &err) == RV_OK);
+    CHECK(rv_kv_save(a, e.path, TAG, &err) == RV_OK);
     rv_kv_cache *old = e.c;
     make_cache(&e, store, state); /* as another process would */
     CHECK(rv_kv_new(&b, e.c, "x", 1, NULL) == RV_OK);
@@ -135,7 +135,7 @@ static void kvfile_of_another_continuation(void) {
         env_new(&e, k & 1, k & 2);
         CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
         extend(&e, a, 400);
-        CHECK(rv_kv_save(a, e.path, TAG, e.tok, NULL) == RV_OK);
+        CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
         rv_kv_cache *old = e.c;
         const size_t parts[] = {0, 5, 300, 395, 400};
         for (size_t i = 0; i < RV_COUNT(parts); i++) {
@@ -191,7 +191,7 @@ static void kvfile_finds_damage(void) {
     env_new(&e, true, true);
     CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
     extend(&e, a, 330);
-    CHECK(rv_kv_save(a, e.path, TAG, e.tok, NULL) == RV_OK);
+    CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
     uint8_t *p = slurp(e.path, &n);
     for (size_t i = 0; i < 3000; i++) {
         const size_t at = i < 2200 ? i : (size_t)(rv_test_rand(&seed) % n);
@@ -228,12 +228,12 @@ static void kvfile_refuses_what_is_foreign(void) {
     rv_err err = {0};
     env_new(&e, false, false);
     CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
-    CHECK(rv_kv_save(a, e.path, TAG, e.tok, NULL) == RV_EARG);
+    CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_EARG);
     CHECK(rv_kv_load(a, e.path, TAG, e.tok, 9, NULL) == RV_ENOTFOUND);
     CHECK(rv_kv_load(a, e.dir, TAG, e.tok, 9, NULL) == RV_EIO);
     extend(&e, a, 100);
     CHECK(rv_kv_load(a, e.path, TAG, e.tok, 9, NULL) == RV_ESTATE);
-    CHECK(rv_kv_save(a, e.path, TAG, e.tok, NULL) == RV_OK);
+    CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
     CHECK(rv_kv_new(&b, e.c, NULL, 0, NULL) == RV_OK);
     CHECK(rv_kv_load(b, e.path, (rv_str){"a modem", 7}, e.tok, 101, &err) == RV_EUNSUPPORTED);
     CHECK(strstr(err.msg, "another model") && rv_kv_len(b) == 0);
@@ -259,7 +259,7 @@ static void kvfile_survives_a_full_disk(void) {
     env_new(&e, false, true);
     CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
     extend(&e, a, 100);
-    CHECK(rv_kv_save(a, e.path, TAG, e.tok, NULL) == RV_OK);
+    CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
     uint8_t *p = slurp(e.path, &n);
     extend(&e, a, 500);
     signal(SIGXFSZ, SIG_IGN);
@@ -268,7 +268,7 @@ static void kvfile_survives_a_full_disk(void) {
     for (small.rlim_cur = 0; small.rlim_cur < 3 * n; small.rlim_cur += n / 2 + 1) {
         CHECK(setrlimit(RLIMIT_FSIZE, &small) == 0);
         rv_err_clear(&err);
-        const rv_status st = rv_kv_save(a, e.path, TAG, e.tok, &err);
+        const rv_status st = rv_kv_save(a, e.path, TAG, &err);
         CHECK(setrlimit(RLIMIT_FSIZE, &was) == 0);
         CHECK(st == RV_EIO && strstr(err.msg, e.path));
         uint8_t *q = slurp(e.path, &m);
@@ -276,7 +276,7 @@ static void kvfile_survives_a_full_disk(void) {
         free(q);
     }
     signal(SIGXFSZ, SIG_DFL);
-    CHECK(rv_kv_save(a, e.path, TAG, e.tok, NULL) == RV_OK);
+    CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
     free(p);
     rv_kv_free(&a);
     env_free(&e);
@@ -292,7 +292,7 @@ static void kvfile_without_memory(void) {
     rv_status st = RV_ENOMEM;
     for (long k = 0; st != RV_OK; k++) {
         rv_test_fail_alloc_at(k);
-        st = rv_kv_save(a, e.path, TAG, e.tok, NULL);
+        st = rv_kv_save(a, e.path, TAG, NULL);
         rv_test_fail_alloc_at(-1);
         CHECK(st == RV_OK || st == RV_ENOMEM);
     }
