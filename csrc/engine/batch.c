@@ -9,10 +9,9 @@
  * E1  A request is live from its submission until the step that reports its end; it is freed when
  *     the next step begins, because that step's events point into it.
  * E2  A step reports one event per request at most, and there is room for one of every request.
- * E3  lock guards the live requests and their masks.  Order: lock, then the scheduler's own; compute
- *     is called without the latter.
- * E4  A pass that failed leaves recurrent states as they were (keys and values are behind the
- *     committed length, where nobody reads).
+ * E3  lock guards the live requests and their masks.  Order: lock, then the scheduler's own;
+ * compute is called without the latter. E4  A pass that failed leaves recurrent states as they were
+ * (keys and values are behind the committed length, where nobody reads).
  *
  * What is drawn in parallel is drawn by samplers of their own in work areas of the threads, so the
  * number of threads does not show. */
@@ -101,8 +100,8 @@ static rv_status request_new(const rv_engine *e, const rv_engine_request *q, req
         memcpy(r->stop_ids, q->stop_ids, q->n_stop * sizeof *r->stop_ids);
     }
     if (!set_mask(e, r, q->allow)) return rv_fail(err, RV_ENOMEM, "request: out of memory");
-    rv_status st = rv_sampler_new_bare(&r->sampler, q->params ? q->params : &greedy,
-                                       e->m->info.n_vocab, err);
+    rv_status st =
+        rv_sampler_new_bare(&r->sampler, q->params ? q->params : &greedy, e->m->info.n_vocab, err);
     return st == RV_OK ? rv_sampler_accept(r->sampler, q->tok, q->n, err) : st;
 }
 
@@ -160,10 +159,9 @@ static void draw(void *arg, size_t i, int i_thread) {
     uint32_t *mask = r->mask;
     r->mask = NULL;
     pthread_mutex_unlock(&e->lock);
-    row->status =
-        rv_sampler_sample_in(r->sampler, &e->areas[i_thread],
-                             e->logits + i * (size_t)e->m->info.n_vocab, row->i_token, mask,
-                             &r->drawn, &r->err);
+    row->status = rv_sampler_sample_in(r->sampler, &e->areas[i_thread],
+                                       e->logits + i * (size_t)e->m->info.n_vocab, row->i_token,
+                                       mask, &r->drawn, &r->err);
     if (row->status == RV_OK) {
         row->token = r->drawn.id;
         row->end = ends(e, r, row->token);
@@ -375,8 +373,9 @@ void rv_engine_free(rv_engine **pe) {
 
 static rv_status check_process(const rv_engine *e, rv_err *err) {
     if (e->pid == (long)getpid()) return RV_OK;
-    return rv_fail(err, RV_ESTATE, "engine: made by process %ld, used in its fork %ld: make another",
-                   e->pid, (long)getpid());
+    return rv_fail(err, RV_ESTATE,
+                   "engine: made by process %ld, used in its fork %ld: make another", e->pid,
+                   (long)getpid());
 }
 
 static rv_status check_request(const rv_engine *e, const rv_engine_request *q, rv_err *err) {

@@ -418,9 +418,9 @@ typedef enum rv_priority {
 } rv_priority;
 
 typedef enum rv_finish {
-    RV_FINISH_NONE = 0,      /* it goes on */
-    RV_FINISH_STOP = 1,      /* an end token, or a stop string that the caller saw */
-    RV_FINISH_LENGTH = 2,    /* max_tokens, or the context is full */
+    RV_FINISH_NONE = 0,   /* it goes on */
+    RV_FINISH_STOP = 1,   /* an end token, or a stop string that the caller saw */
+    RV_FINISH_LENGTH = 2, /* max_tokens, or the context is full */
     RV_FINISH_CANCELLED = 3,
     RV_FINISH_DEADLINE = 4,
     RV_FINISH_ERROR = 5,
@@ -443,8 +443,8 @@ typedef struct rv_engine_request {
     size_t n;
     int32_t max_tokens;             /* >= 1 */
     const rv_sample_params *params; /* NULL: greedy; copied */
-    const uint32_t *allow;          /* as rv_engine_allow, for the first choice; NULL: all; copied */
-    const int32_t *stop_ids;        /* [n_stop] end the generation as end tokens do; copied */
+    const uint32_t *allow;   /* as rv_engine_allow, for the first choice; NULL: all; copied */
+    const int32_t *stop_ids; /* [n_stop] end the generation as end tokens do; copied */
     size_t n_stop;
     bool ignore_eog; /* end tokens do not end it */
     rv_priority priority;
@@ -468,7 +468,8 @@ typedef struct rv_engine_event {
 
 typedef struct rv_engine_stats {
     uint64_t n_waiting, n_running, n_steps, n_rows, n_tokens;
-    uint64_t n_submitted, n_refused, n_finished, n_cancelled, n_preempted; /* finished: for any reason */
+    uint64_t n_submitted, n_refused, n_finished, n_cancelled,
+        n_preempted;               /* finished: for any reason */
     uint64_t n_prompt, n_cached;   /* tokens of admitted prompts, and those found in the cache */
     double step_ms, rows_per_step; /* moving averages; step_ms: of the scheduler's own work */
 } rv_engine_stats;
@@ -476,7 +477,8 @@ typedef struct rv_engine_stats {
 typedef struct rv_kv_stats { /* of a model; zeros for an encoder */
     uint64_t budget_bytes, held_bytes, peak_bytes, used_bytes;
     uint64_t n_pages, n_pages_free; /* that something refers to; without such, in held memory */
-    uint64_t n_evictable, n_evicted; /* pages kept for requests to come only; those that had to go */
+    uint64_t n_evictable,
+        n_evicted; /* pages kept for requests to come only; those that had to go */
     uint64_t n_nodes, n_sequences;
     uint64_t n_looked_up, n_hit;   /* prompt tokens */
     uint64_t n_migrated, n_copied; /* blocks moved to the store; pages copied on write */
@@ -486,8 +488,8 @@ RV_API void rv_model_get_kv_stats(const rv_model *m, rv_kv_stats *out);
 /* RV_EUNSUPPORTED for an encoder; RV_EARG an option out of range.  Keeps the model alive. */
 RV_API rv_status rv_engine_new(rv_engine **out, rv_model *m, const rv_engine_opts *o, rv_err *err);
 RV_API void rv_engine_free(rv_engine **e);
-/* Queue a request; ids rise.  The last token of a request needs no place in the context, so a prompt
- * may be as long as that.  RV_EARG; RV_EFULL the queue is full, or the request can never fit
+/* Queue a request; ids rise.  The last token of a request needs no place in the context, so a
+ * prompt may be as long as that.  RV_EARG; RV_EFULL the queue is full, or the request can never fit
  * (numbers); RV_ESTATE in a forked process.  Thread-safe. */
 RV_API rv_status rv_engine_submit(rv_engine *e, const rv_engine_request *r, uint64_t *id,
                                   rv_err *err);

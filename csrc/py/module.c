@@ -80,9 +80,9 @@ static int module_exec(PyObject *m) {
 }
 
 static PyObject **type_slots(rv_py_state *st, size_t i) {
-    PyTypeObject **const slots[] = {&st->array,  &st->gguf,  &st->tok,      &st->model,
-                                    &st->session, &st->cancel, &st->sampler, &st->engine,
-                                    &st->store,  &st->gguf_view};
+    PyTypeObject **const slots[] = {&st->array,   &st->gguf,     &st->tok,     &st->model,
+                                    &st->session, &st->cancel,   &st->sampler, &st->engine,
+                                    &st->store,   &st->gguf_view};
     return i < sizeof slots / sizeof slots[0] ? (PyObject **)slots[i] : NULL;
 }
 

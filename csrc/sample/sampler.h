@@ -17,7 +17,8 @@ void rv_sample_area_deinit(rv_sample_area *a); /* copes with a half-built one, a
 /* As rv_sampler_new, without a work area: only rv_sampler_sample_in may draw. */
 rv_status rv_sampler_new_bare(rv_sampler **out, const rv_sample_params *p, int32_t n_vocab,
                               rv_err *err);
-/* As rv_sampler_sample, in a work area of the same n_vocab; what is in it before does not matter. */
+/* As rv_sampler_sample, in a work area of the same n_vocab; what is in it before does not matter.
+ */
 rv_status rv_sampler_sample_in(rv_sampler *s, const rv_sample_area *a, const float *logits,
                                uint64_t pos, const uint32_t *allow, rv_sampled *out, rv_err *err);
 

@@ -9,7 +9,7 @@ core's other methods and the flags; the thread alone steps, and what it hands ou
 without the lock.
 
 A fork would copy the core in the middle of a step, with locks that nobody in the child holds; so
-before one the thread is stopped between two steps (``gate``), and in the child every engine is dead.
+before one the thread is stopped between two steps (``gate``), and a child's engines are dead.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Loop:
                 self._work()
 
     def stats(self) -> tuple[Mapping[str, Any], float]:
-        """The core's counters, and tokens per second of the last seconds that were spent stepping."""
+        """The core's counters, and tokens per second over the last seconds of stepping."""
         self.check()
         with self._lock:
             self.check()
@@ -263,9 +263,7 @@ class Loop:
                 self._cancel(job.id, _STOP)
         self._end(job, reason, error if finish == _ERROR else None, wakes)
 
-    def _end(
-        self, job: Job, reason: FinishReason, error: Exception | None, wakes: Wakes
-    ) -> None:
+    def _end(self, job: Job, reason: FinishReason, error: Exception | None, wakes: Wakes) -> None:
         with self._lock:
             self._live.pop(job.id, None)
         job.end(reason, error, wakes)

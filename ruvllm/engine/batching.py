@@ -351,7 +351,12 @@ class Engine:
         request can never fit (context, memory), StateError when the engine is closed.
         """
         return self._submit(
-            self.model._prompt(prompt, options), options, priority, tenant, deadline_ms, salt
+            self.model._prompt(prompt, options),
+            options,
+            priority=priority,
+            tenant=tenant,
+            deadline_ms=deadline_ms,
+            salt=salt,
         )
 
     def submit_chat(
@@ -366,7 +371,12 @@ class Engine:
     ) -> Request:
         """Queue a conversation, as ``Model.chat`` takes it; the rest as in ``submit``."""
         return self._submit(
-            self.model._render(messages, options), options, priority, tenant, deadline_ms, salt
+            self.model._render(messages, options),
+            options,
+            priority=priority,
+            tenant=tenant,
+            deadline_ms=deadline_ms,
+            salt=salt,
         )
 
     def metrics(self) -> EngineMetrics:
@@ -438,6 +448,7 @@ class Engine:
         self,
         prompt: tuple[list[int], str | None],
         options: dict[str, Any],
+        *,
         priority: str,
         tenant: str | int | None,
         deadline_ms: int | None,

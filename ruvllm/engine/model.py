@@ -494,9 +494,7 @@ class Model:
     ) -> GenerationResult | Generation:
         cancel = options.pop("cancel", None) or _core.Cancel()
         reply, record = self._prepare(ids, text, options, "generate")
-        generation = Generation(
-            self._open(), reply, n_ctx=self.n_ctx, cancel=cancel, record=record
-        )
+        generation = Generation(self._open(), reply, n_ctx=self.n_ctx, cancel=cancel, record=record)
         return generation if stream else generation.run()
 
 

@@ -26,7 +26,8 @@ typedef struct ask {
 
 static ask ask_of(int i) {
     ask a = {.n = (size_t)(20 + 3 * i)};
-    for (size_t t = 0; t < a.n; t++) a.tok[t] = (int32_t)(t < 18 ? 5 * t % 61 : (t + 7 * (size_t)i) % 59);
+    for (size_t t = 0; t < a.n; t++)
+        a.tok[t] = (int32_t)(t < 18 ? 5 * t % 61 : (t + 7 * (size_t)i) % 59);
     rv_sample_defaults(&a.p);
     a.p.seed = (uint64_t)i;
     a.p.temperature = i % 2 ? 1.2f : 0.0f;
@@ -125,7 +126,8 @@ static void requests_give_what_they_give_alone(void) {
                 }
                 rv_engine_stats s;
                 rv_engine_get_stats(e, &s);
-                CHECK(s.n_finished == N && s.n_tokens == N * MOST && s.n_running + s.n_waiting == 0);
+                CHECK(s.n_finished == N && s.n_tokens == N * MOST &&
+                      s.n_running + s.n_waiting == 0);
                 rv_engine_free(&e);
             }
             rv_model_free(&m);

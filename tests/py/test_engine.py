@@ -21,7 +21,6 @@ from ruvllm.engine._loop import _loops
 
 PROMPT = "reverse desert chair water rabbit<ans>"
 ASK = [{"role": "user", "content": "reverse desert chair water rabbit"}]
-WORDS = "desert chair water rabbit apple island stone river cloud tiger".split()
 FREE: dict[str, Any] = {"max_tokens": 24, "ignore_eos": True}
 
 
@@ -580,7 +579,6 @@ requests = [engine.submit([i], max_tokens=None, ignore_eos=True) for i in range(
 print(next(iter(requests[0])).tokens != ())
 {end}
 """
-    out = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120
-    )
+    args = [sys.executable, "-W", "error", "-c", code]
+    out = subprocess.run(args, capture_output=True, text=True, timeout=120, check=False)
     assert (out.returncode, out.stdout, out.stderr) == (0, "True\n", "")
