@@ -14,8 +14,8 @@
  * K2  Positions at and behind the committed length are written by the owner alone, in pages with
  *     one reference.  Full pages never change.
  * K3  A failed call changes nothing.
- * K4  A position that a sequence may still go back to (the last RV_KV_BLOCK before m) keeps its HOT
- *     page.
+ * K4  A sequence that grew by itself can forget its last RV_KV_BLOCK positions: what those before
+ *     them see as HOT, and a block more, keeps its HOT pages.
  *
  * With sharing, full pages are published in the prefix tree as they are committed, and a new
  * sequence starts with what is there.  It can start at a page boundary h if all COLD pages below
@@ -108,7 +108,8 @@ void rv_kv_commit(rv_kv *kv, const int32_t *tok, size_t n);
 /* Forget position n and on, 0 .. len.  RV_EUNSUPPORTED: not kept (HOT pages before n are gone, or
  * there is recurrent state and n is neither 0, len, nor a kept snapshot of this sequence). */
 rv_status rv_kv_truncate(rv_kv *kv, size_t n, rv_err *err);
-/* Another sequence with the same contents; pages are shared until written. */
+/* Another sequence with the same contents; pages are shared until written.  What was reserved has
+ * to be reserved again. */
 rv_status rv_kv_fork(rv_kv **out, const rv_kv *kv, rv_err *err);
 
 /* ---- reading, without locks; of positions that are reserved ---- */
@@ -141,7 +142,8 @@ size_t rv_kv_page_offset(const rv_kv_cache *c, bool old, size_t i_layer, size_t 
 size_t rv_kv_run_bytes(const rv_kv_cache *c, bool old);
 
 size_t rv_kv_bytes(const rv_kv *kv); /* of its pages, shared ones too, and itself */
-size_t rv_kv_own_bytes(const rv_kv *kv); /* of what nobody else has a reference to, and itself */
+/* Of what nobody else has a reference to, the tree aside, and itself. */
+size_t rv_kv_own_bytes(const rv_kv *kv);
 size_t rv_kv_bytes_per_token(const rv_kv_cache *c, bool old);
 
 #endif

@@ -30,6 +30,7 @@ typedef struct rv_pages_stats {
     uint64_t peak_bytes; /* most that held_bytes ever was */
     uint64_t used_bytes; /* of pages with a reference */
     uint64_t n_used[RV_PAGE_CLASSES], n_free[RV_PAGE_CLASSES]; /* pages; free: in held slabs */
+    uint64_t n_spare[RV_PAGE_CLASSES]; /* of the used ones, those whose owner has the last reference */
     uint64_t n_allocs, n_refused;
 } rv_pages_stats;
 
@@ -41,6 +42,16 @@ rv_status rv_pages_new(rv_pages **out, const size_t *page_bytes, size_t n_classe
 void rv_pages_free(rv_pages **p); /* whatever references there are */
 /* A page with one reference, contents undefined, 64-byte aligned; 0: no room.  O(1). */
 rv_page rv_pages_alloc(rv_pages *p, int class);
+/* The same, leaving the budget room for need[c] pages of each other class (NULL: none). */
+rv_page rv_pages_alloc_beside(rv_pages *p, int class, const size_t need[RV_PAGE_CLASSES]);
+/* Whether the last refusal was for lack of memory, not of budget. */
+bool rv_pages_starved(const rv_pages *p);
+/* Whether need[c] pages of each class could be had if all spare pages were given up. */
+bool rv_pages_fits(const rv_pages *p, const size_t need[RV_PAGE_CLASSES]);
+/* Of one reference to a page somebody says that it is only kept (0: nobody); the page is spare, and
+ * counted so, while that is the last one. */
+void rv_pages_set_owner(rv_pages *p, rv_page page, uint32_t owner);
+uint32_t rv_pages_owner(const rv_pages *p, rv_page page);
 void rv_pages_ref(rv_pages *p, rv_page page);
 /* Drop a reference; how many are left. */
 uint32_t rv_pages_unref(rv_pages *p, rv_page page);
