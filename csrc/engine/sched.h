@@ -12,15 +12,23 @@
  *             of prompts, under max_rows; where there is no room for a row's page, the running
  *             request of the worst rank gives up its pages
  *          3. if none had to, waiting requests are admitted in order of rank while there are slots,
- *             rows, and room for the whole of their tokens
+ *             rows, and room for the whole of their tokens; one whose beginning a running request
+ *             computes waits for it (await_prefix) and others may pass
  *          4. the backend computes the rows and chooses a token for each sequence that is complete
  *          5. tokens are appended, ended requests let go of their pages, events are reported
  *
- * S1  Rank is a strict order: policy, then age, then arrival; nothing else (no addresses, no time
- *     that the caller has not given), so a run can be replayed.
- * S2  A request is preempted at most max_preempt times; then it is not a victim any more.
- * S3  The tokens of a request do not depend on any of this (design rule 1).
+ * S1  Rank is a strict order: priority with age, then policy, then arrival; nothing else (no
+ *     addresses, no time that the caller has not given), so a run can be replayed.
+ * S2  A request is preempted at most max_preempt times; then it is not a victim any more: it is
+ *     admitted again only with room for all the tokens it may ever have, and others yield to it.
+ *     Once more only where nothing could go on otherwise, because somebody else took that room.
+ * S3  The tokens of a request do not depend on any of this (design rule 1), its length neither: it
+ *     ends with RV_FINISH_LENGTH when it has max_tokens, when it fills n_ctx, or when it fills what
+ *     an empty cache holds (rv_kv_cache_capacity), however full the cache is.
  * S4  When nothing runs or waits, every page is free or evictable.
+ * S5  A request waits for a bounded number of steps if age_steps is not 0: what comes age_steps
+ *     times the difference in priority later stands behind it, whatever the policy.  Steps that it
+ *     runs without rows count as well.
  *
  * It knows no model: the backend does the arithmetic, kv.h the memory.  One thread steps; submit,
  * cancel and stats may be called from any. */
@@ -51,11 +59,16 @@ typedef struct rv_sched_backend {
     /* Compute the rows and fill in the tokens; the scheduler commits.  An error ends the step: all
      * rows of it stay uncomputed and may be tried again. */
     rv_status (*step)(void *ctx, rv_sched_rows *rows, size_t n, rv_err *err);
-    /* Write away, and bring back, what the cache holds of a sequence; NULL: preempted requests are
-     * recomputed.  load: into an empty sequence, the number of positions it has afterwards. */
+    /* Write away, and bring back, what the cache holds of a sequence; all three or none, NULL:
+     * preempted requests are recomputed.
+     *   swap_out   tok [rv_kv_len(kv)]; an error: this one is recomputed
+     *   swap_in    into an empty sequence what was written, n positions; how many it has afterwards,
+     *              0: none, it is recomputed
+     *   swap_drop  forget it; once after each swap_out that succeeded, brought back or not */
     rv_status (*swap_out)(void *ctx, uint64_t request, rv_kv *kv, const int32_t *tok, rv_err *err);
     size_t (*swap_in)(void *ctx, uint64_t request, rv_kv *kv, const int32_t *tok, size_t n);
     void (*swap_drop)(void *ctx, uint64_t request);
+    rv_pool *pool; /* for rv_kv_reserve; may be NULL */
 } rv_sched_backend;
 
 /* RV_POLICY_*, RV_PRIORITY_* and rv_finish are in ruvllm.h. */
@@ -69,11 +82,12 @@ typedef struct rv_sched_opts {
     size_t n_ctx;        /* most tokens a sequence may have */
     uint64_t age_steps;  /* steps of waiting that lift a request by one priority; 0: never */
     int max_preempt;
+    bool await_prefix; /* for a cache that shares: do not compute a prefix twice at the same time */
 } rv_sched_opts;
 
 typedef struct rv_sched_request {
     const int32_t *tok;   /* [n] prompt; copied */
-    size_t n, max_tokens; /* n >= 1; max_tokens >= 1 */
+    size_t n, max_tokens; /* n >= 1; max_tokens >= 1, more than n_ctx - n is that */
     rv_priority priority;
     uint64_t tenant;      /* for fair share */
     uint64_t deadline_ms; /* of the caller's clock; 0: none */
@@ -86,7 +100,7 @@ typedef struct rv_sched_event {
     uint64_t request;
     void *user;
     int32_t token;       /* -1: none (it ended without one) */
-    rv_finish finish;    /* RV_FINISH_NONE: it goes on */
+    rv_finish finish;    /* RV_FINISH_NONE: it goes on, once this is fetched */
     rv_status status;    /* RV_OK unless finish is RV_FINISH_ERROR */
     size_t n_cached;     /* prompt tokens that were not computed */
     uint32_t n_preempted;
@@ -95,7 +109,8 @@ typedef struct rv_sched_event {
 typedef struct rv_sched_stats {
     size_t n_waiting, n_running;
     uint64_t n_steps, n_rows, n_tokens; /* rows computed, tokens chosen */
-    uint64_t n_submitted, n_refused, n_finished, n_cancelled, n_preempted;
+    uint64_t n_submitted, n_refused, n_preempted; /* refused: RV_EFULL */
+    uint64_t n_finished, n_cancelled; /* finished: for whatever reason; of them cancelled */
     uint64_t n_prompt, n_cached; /* prompt tokens of admitted requests, and those found in the cache */
     double step_ms, rows_per_step; /* moving averages over about 100 steps; step_ms without backend */
 } rv_sched_stats;
@@ -105,13 +120,21 @@ rv_status rv_sched_new(rv_sched **out, rv_kv_cache *cache, const rv_sched_backen
                        const rv_sched_opts *o, rv_err *err);
 void rv_sched_free(rv_sched **s); /* ends what runs; events that were not fetched are lost */
 /* RV_EARG; RV_EFULL the prompt and one token do not fit into the context or an empty cache (the
- * numbers), or the queue is full. */
+ * numbers), or the queue is full; RV_ENOMEM. */
 rv_status rv_sched_submit(rv_sched *s, const rv_sched_request *r, uint64_t *id, rv_err *err);
 /* It ends before the next step computes anything, with that reason (RV_FINISH_CANCELLED,
  * RV_FINISH_STOP for a stop string).  RV_ENOTFOUND unknown or already ended. */
 rv_status rv_sched_cancel(rv_sched *s, uint64_t id, rv_finish finish, rv_err *err);
-/* One step at time now_ms (never smaller than before).  events: [cap], *n of them are filled in; what
- * does not fit is reported by the next call.  *idle: nothing runs or waits any more. */
+/* One step at time now_ms (one smaller than before counts as that one).  events: [cap], cap >= 1, *n
+ * of them are filled in, also when the step fails; what does not fit is reported by the next call,
+ * and a request gets no rows while an event of it waits.  *idle: nothing runs or waits any more and
+ * all events are fetched.
+ *
+ * An error leaves all rows uncomputed, and the step may be tried again: what the backend said;
+ * RV_ENOMEM; RV_EFULL: nothing runs and nothing can begin, because sequences from outside hold the
+ * cache.  A request
+ * for which an empty cache has become too small (rv_kv_cache_set_budget) ends with RV_FINISH_ERROR,
+ * RV_EFULL. */
 rv_status rv_sched_step(rv_sched *s, uint64_t now_ms, rv_sched_event *events, size_t cap, size_t *n,
                         bool *idle, rv_err *err);
 void rv_sched_get_stats(rv_sched *s, rv_sched_stats *out);

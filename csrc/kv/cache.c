@@ -159,21 +159,6 @@ uint64_t rv_kv_cache_set_budget(rv_kv_cache *c, uint64_t budget) {
     return s.held_bytes > budget ? s.held_bytes - budget : 0;
 }
 
-bool rv_kv_cache_has_room(rv_kv_cache *c, size_t n) {
-    size_t need[RV_PAGE_CLASSES] = {0};
-    if (c->page_bytes[HOT]) need[HOT] = rv_kv_pages_of(n);
-    if (c->type[COLD] >= 0) {
-        /* Before a reserve, what is kept before the tail; the tail; and what is reserved. */
-        const size_t most = 2 * (c->f.tail + c->f.batch) + RV_KV_BLOCK;
-        need[HOT] = RV_MIN(need[HOT], most / RV_PAGE_TOKENS);
-        need[COLD] = rv_kv_bound(c, n) / RV_PAGE_TOKENS;
-    }
-    pthread_mutex_lock(&c->lock);
-    const bool fits = rv_pages_fits(c->pages, need);
-    pthread_mutex_unlock(&c->lock);
-    return fits;
-}
-
 const void *rv_kv_page_pin(rv_kv_cache *c, rv_page page) {
     pthread_mutex_lock(&c->lock);
     rv_pages_ref(c->pages, page);

@@ -81,6 +81,16 @@ size_t rv_kv_cache_page_bytes(const rv_kv_cache *c, int keep);
 uint64_t rv_kv_cache_set_budget(rv_kv_cache *c, uint64_t budget);
 /* Whether n more positions in new sequences would find room, evicting what can be. */
 bool rv_kv_cache_has_room(rv_kv_cache *c, size_t n);
+/* The most positions that one sequence can have in an otherwise empty cache, in whole pages. */
+size_t rv_kv_cache_capacity(rv_kv_cache *c);
+/* Room for several sequences: pages of each kind. */
+typedef struct rv_kv_need {
+    size_t n[RV_PAGE_CLASSES];
+} rv_kv_need;
+/* Add what kv takes, besides the pages it has, to grow to n positions; NULL: a new sequence. */
+void rv_kv_need_add(rv_kv_cache *c, const rv_kv *kv, size_t n, rv_kv_need *sum);
+/* Whether all that could be had, evicting what can be. */
+bool rv_kv_cache_fits(rv_kv_cache *c, const rv_kv_need *need);
 
 /* ---- sequences ---- */
 

@@ -153,14 +153,18 @@ static void enter(rv_pages *p, uint32_t i) {
     p->filled[s->class] |= UINT64_C(1) << (f - 1);
 }
 
+/* Most pages of a slab of a class. */
+static uint64_t most_pages(const rv_pages *p, int class) {
+    const uint64_t bytes = p->page_bytes[class];
+    uint64_t n = RV_MIN(RV_MAX(SLAB_BYTES / bytes, (uint64_t)MIN_PAGES), (uint64_t)RV_SLAB_PAGES);
+    return RV_MIN(n, RV_MAX(p->stats.budget_bytes / BUDGET_PARTS / bytes, (uint64_t)1));
+}
+
 /* Pages of the next slab of a class, leaving the budget keep bytes; 0: there is no room. */
 static uint32_t slab_pages(const rv_pages *p, int class, uint64_t keep) {
-    const uint64_t bytes = p->page_bytes[class], budget = p->stats.budget_bytes;
-    uint64_t n = RV_MIN(RV_MAX(SLAB_BYTES / bytes, (uint64_t)MIN_PAGES), (uint64_t)RV_SLAB_PAGES);
-    n = RV_MIN(n, RV_MAX(budget / BUDGET_PARTS / bytes, (uint64_t)1));
-    const uint64_t held = p->stats.held_bytes;
+    const uint64_t held = p->stats.held_bytes, budget = p->stats.budget_bytes;
     if (held > budget || keep > budget - held) return 0;
-    return (uint32_t)RV_MIN(n, (budget - held - keep) / bytes);
+    return (uint32_t)RV_MIN(most_pages(p, class), (budget - held - keep) / p->page_bytes[class]);
 }
 
 /* A new slab of a class, or 0. */
@@ -343,6 +347,10 @@ void *rv_pages_at(const rv_pages *p, rv_page page) {
 
 size_t rv_pages_bytes(const rv_pages *p, int class) {
     return p->page_bytes[class];
+}
+
+uint64_t rv_pages_slab_bytes(const rv_pages *p, int class) {
+    return p->page_bytes[class] ? most_pages(p, class) * p->page_bytes[class] : 0;
 }
 
 void rv_pages_set_budget(rv_pages *p, uint64_t bytes) {

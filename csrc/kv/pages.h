@@ -60,6 +60,7 @@ int rv_pages_class(const rv_pages *p, rv_page page);
 /* Stays where it is as long as there is a reference. */
 void *rv_pages_at(const rv_pages *p, rv_page page);
 size_t rv_pages_bytes(const rv_pages *p, int class);
+uint64_t rv_pages_slab_bytes(const rv_pages *p, int class); /* of its largest slabs */
 /* A smaller or larger budget; what is held already stays. */
 void rv_pages_set_budget(rv_pages *p, uint64_t bytes);
 void rv_pages_get_stats(const rv_pages *p, rv_pages_stats *out);
