@@ -9,15 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from encoder_make import encoder
 
 import ruvllm
 from ruvllm import _core
-from ruvllm.engine._loop import _loops
 
 PROMPT = "reverse desert chair water rabbit<ans>"
 ASK = [{"role": "user", "content": "reverse desert chair water rabbit"}]
@@ -117,10 +118,10 @@ def test_memory_for_a_few_changes_no_token(kv_fit: Any, share: bool) -> None:
 
 
 @pytest.mark.parametrize("store", ["q8_0", "q4_0"])
-def test_with_a_store_too(store: Any) -> None:
-    work = [([*p, *range(100)], o) for p, o in asks(8)]
+def test_with_a_store_too(golden: Path, store: Any) -> None:
     options: dict[str, Any] = {"kv_store": store, "kv_tail": 64, "kv_batch": 64, "witness": False}
-    m = ruvllm.Model(n_threads=1, **options)
+    m = ruvllm.Model(golden / "models" / "llama-d256-q8_0.gguf", n_threads=1, **options)
+    work = [([*p, *range(100)], o) for p, o in asks(8, m.info.n_vocab)]
     want = [m.generate(p, **o) for p, o in work]
     with ruvllm.Engine(m, max_rows=23, max_running=8) as engine:
         assert [r.tokens for r in serve(engine, work)] == [w.tokens for w in want]
@@ -129,8 +130,8 @@ def test_with_a_store_too(store: Any) -> None:
 
 def test_the_context_ends_it(model: ruvllm.Model, engine: ruvllm.Engine) -> None:
     for prompt in ([5] * 250, [5] * model.n_ctx):
-        want = model.generate(prompt, max_tokens=None, ignore_eos=True)
-        found = engine.submit(prompt, max_tokens=None, ignore_eos=True).result(60)
+        want = model.generate(prompt, max_tokens=None, ignore_eos=True, seed=1)
+        found = engine.submit(prompt, max_tokens=None, ignore_eos=True, seed=1).result(60)
         assert same(found, want) and found.finish_reason == "length"
         assert len(found.tokens) == model.n_ctx + 1 - len(prompt)
 
@@ -376,11 +377,10 @@ def test_steps_that_fail(model: ruvllm.Model, n: int, error: Exception, served: 
 
 
 def test_an_encoder_has_no_engine(tmp_path: Path) -> None:
-    path = ruvllm.minilm_path() if "RUVLLM_MINILM" in os.environ else None
-    if path is None:
-        pytest.skip("needs the encoder's file")
-    with pytest.raises(ruvllm.UnsupportedError, match="encoder"):
-        ruvllm.Engine(path)
+    m = ruvllm.Model(encoder(tmp_path / "e.gguf"), witness=False)
+    with pytest.raises(ruvllm.UnsupportedError, match="is an encoder"):
+        ruvllm.Engine(m)
+    assert m.kv_stats.budget_bytes == 0
 
 
 # -- waiting ------------------------------------------------------------------------------------
@@ -519,17 +519,18 @@ def test_an_engine_nobody_has_ends(model: ruvllm.Model) -> None:
     before = _core.live_bytes()
     held = model.kv_stats.held_bytes
     engine = ruvllm.Engine(model)
+    loop = weakref.ref(engine._loop)
     assert _threads() == 0
     request = engine.submit("a", max_tokens=50, ignore_eos=True)
     del engine
     assert request.result(60).finish_reason == "length"  # it lives while something runs
     del request
     gc.collect()
-    _until(lambda: _threads() == 0 and not len(_loops))
+    _until(lambda: _threads() == 0 and loop() is None)
     assert _core.live_bytes() - before <= model.kv_stats.held_bytes - held + (1 << 20)
-    ruvllm.Engine(model)  # never used
+    loop = weakref.ref(ruvllm.Engine(model)._loop)  # never used
     gc.collect()
-    assert not len(_loops)
+    assert loop() is None
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
