@@ -3,6 +3,7 @@
 #include "test.h"
 
 #include <math.h>
+#include <pthread.h>
 
 #define LFM2 RV_TEST_DATA "/golden/models/lfm2-d64-f32.gguf" /* has recurrent state */
 #define LLAMA RV_TEST_DATA "/golden/models/llama-d64-f32.gguf"
@@ -324,7 +325,73 @@ static void bad_requests_and_options(void) {
     rv_model_free(&m);
 }
 
+/* Submits, masks, cancels every third, and looks at the counters, while another thread steps. */
+enum { N_BUSY = 60 };
+typedef struct busy {
+    rv_engine *e;
+    const ask *asks;
+    _Atomic uint64_t first;
+} busy;
+
+static void *submit_many(void *arg) {
+    busy *b = arg;
+    static const uint32_t every[32] = {~0u, ~0u, ~0u, ~0u};
+    for (int i = 0; i < N_BUSY; i++) {
+        uint64_t id;
+        rv_engine_stats s;
+        rv_engine_request q = request_of(&b->asks[i % N]);
+        CHECK(rv_engine_submit(b->e, &q, &id, NULL) == RV_OK);
+        if (i == 0) atomic_store(&b->first, id);
+        rv_status st = rv_engine_allow(b->e, id, i % 2 ? NULL : every, NULL);
+        if (i % 2 == 0 && st == RV_OK) st = rv_engine_allow(b->e, id, NULL, NULL);
+        CHECK(st == RV_OK || st == RV_ENOTFOUND);
+        if (i % 3 == 0) st = rv_engine_cancel(b->e, id, RV_FINISH_CANCELLED, NULL);
+        CHECK(st == RV_OK || st == RV_ENOTFOUND);
+        rv_engine_get_stats(b->e, &s);
+        CHECK(s.n_submitted == (uint64_t)i + 1);
+    }
+    return NULL;
+}
+
+static void threads_submit_while_one_steps(void) {
+    rv_model *m = open_model(LFM2, 2, 0);
+    int32_t want[N][MOST];
+    ask asks[N];
+    for (int i = 0; i < N; i++) {
+        asks[i] = ask_of(i);
+        alone(m, &asks[i], want[i], MOST);
+    }
+    busy b = {.asks = asks};
+    got all[N_BUSY] = {0};
+    pthread_t t;
+    size_t n_over = 0;
+    CHECK(rv_engine_new(&b.e, m, &(rv_engine_opts){.max_running = 7}, NULL) == RV_OK);
+    CHECK(pthread_create(&t, NULL, submit_many, &b) == 0);
+    while (n_over < N_BUSY) {
+        const rv_engine_event *ev;
+        size_t n;
+        bool idle;
+        CHECK(rv_engine_step(b.e, &ev, &n, &idle, NULL) == RV_OK);
+        for (size_t i = 0; i < n; i++) {
+            while (!atomic_load(&b.first)) continue; /* it says so after the submission */
+            got *g = &all[ev[i].request - atomic_load(&b.first)];
+            if (ev[i].token >= 0) g->tok[g->n++] = ev[i].token;
+            g->finish = ev[i].finish;
+            n_over += ev[i].finish != RV_FINISH_NONE;
+        }
+    }
+    pthread_join(t, NULL);
+    for (int i = 0; i < N_BUSY; i++) {
+        CHECK(all[i].finish == RV_FINISH_LENGTH || all[i].finish == RV_FINISH_CANCELLED);
+        CHECK(all[i].finish == RV_FINISH_LENGTH ? all[i].n == MOST : i % 3 == 0);
+        CHECK(memcmp(all[i].tok, want[i % N], all[i].n * sizeof(int32_t)) == 0);
+    }
+    rv_engine_free(&b.e);
+    rv_model_free(&m);
+}
+
 const rv_test tests_batch[] = {
+    {"threads_submit_while_one_steps", threads_submit_while_one_steps},
     {"requests_give_what_they_give_alone", requests_give_what_they_give_alone},
     {"engine_survives_failed_allocations", engine_survives_failed_allocations},
     {"masks_stops_and_ends", masks_stops_and_ends},
