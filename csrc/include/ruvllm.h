@@ -301,8 +301,9 @@ typedef struct rv_model_info {
 } rv_model_info;
 
 /* Open a model: binds and checks every tensor the architecture needs.  Weights stay in the
- * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or a kv_type the head size does
- * not suit; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name. */
+ * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or a kv_type or kv_store the head
+ * size does not suit; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name; RV_EARG
+ * an option out of range; RV_EFULL a kv_budget that does not hold a block of 64 positions. */
 RV_API rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *opts,
                                rv_err *err);
 RV_API rv_model *rv_model_ref(rv_model *m);
@@ -342,12 +343,14 @@ RV_API void rv_session_free(rv_session **s);
  * The logits of the last token stay in the session either way.  Split into chunks of the model's
  * n_batch; the result has the same bits for any split, chunk size and thread count.
  * On any error no position is consumed.
- * RV_EARG id out of range or n == 0; RV_EFULL n > room; RV_ECANCEL; RV_ENOMEM.
+ * RV_EARG id out of range or n == 0; RV_EFULL n > room, or the model's kv_budget is used up;
+ * RV_ECANCEL; RV_ENOMEM.
  * One thread at a time per session; sessions of one model run in parallel. */
 RV_API rv_status rv_session_eval(rv_session *s, const int32_t *tok, size_t n, float *all,
                                  rv_cancel *cancel, rv_err *err);
-/* Forget everything from position n on.  RV_EUNSUPPORTED when the architecture keeps recurrent
- * state and n is neither 0 nor the present length. */
+/* Forget everything from position n on.  0 and the present length are always possible;
+ * RV_EUNSUPPORTED when the recurrent state behind n is not kept, or with a store when n is too far
+ * back. */
 RV_API rv_status rv_session_truncate(rv_session *s, size_t n, rv_err *err);
 RV_API size_t rv_session_n_past(const rv_session *s);
 RV_API size_t rv_session_room(const rv_session *s);
@@ -468,17 +471,17 @@ typedef struct rv_engine_event {
 
 typedef struct rv_engine_stats {
     uint64_t n_waiting, n_running, n_steps, n_rows, n_tokens;
-    uint64_t n_submitted, n_refused, n_finished, n_cancelled,
-        n_preempted;               /* finished: for any reason */
-    uint64_t n_prompt, n_cached;   /* tokens of admitted prompts, and those found in the cache */
-    double step_ms, rows_per_step; /* moving averages; step_ms: of the scheduler's own work */
+    uint64_t n_submitted, n_refused, n_preempted;
+    uint64_t n_finished, n_cancelled; /* finished: for any reason; of them cancelled */
+    uint64_t n_prompt, n_cached;      /* tokens of admitted prompts, and those found in the cache */
+    double step_ms, rows_per_step;    /* moving averages; step_ms: of the scheduler's own work */
 } rv_engine_stats;
 
 typedef struct rv_kv_stats { /* of a model; zeros for an encoder */
     uint64_t budget_bytes, held_bytes, peak_bytes, used_bytes;
     uint64_t n_pages, n_pages_free; /* that something refers to; without such, in held memory */
-    uint64_t n_evictable,
-        n_evicted; /* pages kept for requests to come only; those that had to go */
+    /* Pages kept for requests to come only, and those of them that had to go. */
+    uint64_t n_evictable, n_evicted;
     uint64_t n_nodes, n_sequences;
     uint64_t n_looked_up, n_hit;   /* prompt tokens */
     uint64_t n_migrated, n_copied; /* blocks moved to the store; pages copied on write */

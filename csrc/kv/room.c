@@ -71,12 +71,14 @@ size_t rv_kv_cache_capacity(rv_kv_cache *c) {
         unfilled += 2 * rv_pages_slab_bytes(c->pages, k); /* the first and the last */
     }
     pthread_mutex_unlock(&c->lock);
-    if (n_kinds < 2) unfilled = 0; /* one kind of pages fills all */
+    if (n_kinds < 2) unfilled = 0;                     /* one kind of pages fills all */
     size_t lo = 0, hi = SIZE_MAX / 4 / RV_PAGE_TOKENS; /* in pages: lo fit */
     while (lo < hi) {
         const size_t mid = lo + (hi - lo + 1) / 2;
-        if (holds(c, mid * RV_PAGE_TOKENS, s.budget_bytes, unfilled)) lo = mid;
-        else hi = mid - 1;
+        if (holds(c, mid * RV_PAGE_TOKENS, s.budget_bytes, unfilled))
+            lo = mid;
+        else
+            hi = mid - 1;
     }
     return lo * RV_PAGE_TOKENS;
 }
