@@ -9,7 +9,8 @@ static rv_status check(const rv_sched_backend *b, const rv_sched_opts *o, rv_err
     const bool all = b->swap_out && b->swap_in && b->swap_drop;
     if (!b->step) return rv_fail(err, RV_EARG, "scheduler: the backend has no step");
     if (!all && (b->swap_out || b->swap_in || b->swap_drop))
-        return rv_fail(err, RV_EARG, "scheduler: the backend swaps by three functions or not at all");
+        return rv_fail(err, RV_EARG,
+                       "scheduler: the backend swaps by three functions or not at all");
     if ((unsigned)o->policy > RV_POLICY_FAIR)
         return rv_fail(err, RV_EARG, "scheduler: policy %d, want 0 .. 2", (int)o->policy);
     if (o->max_running < 1) return rv_fail(err, RV_EARG, "scheduler: max_running is 0");
@@ -128,7 +129,8 @@ static rv_status enter(rv_sched *s, rv_req *r, uint64_t tenant, rv_err *err) {
         return rv_fail(err, RV_EFULL, "queue: %zu requests wait, at most %zu may", s->n_waiting,
                        s->o.max_queue);
     if (r->n_prompt > s->o.max_queue_tokens || s->n_queued > s->o.max_queue_tokens - r->n_prompt)
-        return rv_fail(err, RV_EFULL, "queue: %llu tokens wait and %zu would come, at most %llu may",
+        return rv_fail(err, RV_EFULL,
+                       "queue: %llu tokens wait and %zu would come, at most %llu may",
                        (unsigned long long)s->n_queued, r->n_prompt,
                        (unsigned long long)s->o.max_queue_tokens);
     r->tenant = rv_sched_tenant(s, tenant);

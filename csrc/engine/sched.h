@@ -62,9 +62,9 @@ typedef struct rv_sched_backend {
     /* Write away, and bring back, what the cache holds of a sequence; all three or none, NULL:
      * preempted requests are recomputed.
      *   swap_out   tok [rv_kv_len(kv)]; an error: this one is recomputed
-     *   swap_in    into an empty sequence what was written, n positions; how many it has afterwards,
-     *              0: none, it is recomputed
-     *   swap_drop  forget it; once after each swap_out that succeeded, brought back or not */
+     *   swap_in    into an empty sequence what was written, n positions; how many it has
+     * afterwards, 0: none, it is recomputed swap_drop  forget it; once after each swap_out that
+     * succeeded, brought back or not */
     rv_status (*swap_out)(void *ctx, uint64_t request, rv_kv *kv, const int32_t *tok, rv_err *err);
     size_t (*swap_in)(void *ctx, uint64_t request, rv_kv *kv, const int32_t *tok, size_t n);
     void (*swap_drop)(void *ctx, uint64_t request);
@@ -74,13 +74,13 @@ typedef struct rv_sched_backend {
 /* RV_POLICY_*, RV_PRIORITY_* and rv_finish are in ruvllm.h. */
 typedef struct rv_sched_opts {
     rv_policy policy;
-    size_t max_rows;     /* of a step; >= max_running */
-    size_t max_chunk;    /* of one request in a step */
-    size_t max_running;  /* requests at once */
-    size_t max_queue;    /* waiting requests; more are refused */
+    size_t max_rows;    /* of a step; >= max_running */
+    size_t max_chunk;   /* of one request in a step */
+    size_t max_running; /* requests at once */
+    size_t max_queue;   /* waiting requests; more are refused */
     uint64_t max_queue_tokens;
-    size_t n_ctx;        /* most tokens a sequence may have */
-    uint64_t age_steps;  /* steps of waiting that lift a request by one priority; 0: never */
+    size_t n_ctx;       /* most tokens a sequence may have */
+    uint64_t age_steps; /* steps of waiting that lift a request by one priority; 0: never */
     int max_preempt;
     bool await_prefix; /* for a cache that shares: do not compute a prefix twice at the same time */
 } rv_sched_opts;
@@ -99,20 +99,22 @@ typedef struct rv_sched_request {
 typedef struct rv_sched_event {
     uint64_t request;
     void *user;
-    int32_t token;       /* -1: none (it ended without one) */
-    rv_finish finish;    /* RV_FINISH_NONE: it goes on, once this is fetched */
-    rv_status status;    /* RV_OK unless finish is RV_FINISH_ERROR */
-    size_t n_cached;     /* prompt tokens that were not computed */
+    int32_t token;    /* -1: none (it ended without one) */
+    rv_finish finish; /* RV_FINISH_NONE: it goes on, once this is fetched */
+    rv_status status; /* RV_OK unless finish is RV_FINISH_ERROR */
+    size_t n_cached;  /* prompt tokens that were not computed */
     uint32_t n_preempted;
 } rv_sched_event;
 
 typedef struct rv_sched_stats {
     size_t n_waiting, n_running;
-    uint64_t n_steps, n_rows, n_tokens; /* rows computed, tokens chosen */
+    uint64_t n_steps, n_rows, n_tokens;           /* rows computed, tokens chosen */
     uint64_t n_submitted, n_refused, n_preempted; /* refused: RV_EFULL */
     uint64_t n_finished, n_cancelled; /* finished: for whatever reason; of them cancelled */
-    uint64_t n_prompt, n_cached; /* prompt tokens of admitted requests, and those found in the cache */
-    double step_ms, rows_per_step; /* moving averages over about 100 steps; step_ms without backend */
+    uint64_t n_prompt,
+        n_cached; /* prompt tokens of admitted requests, and those found in the cache */
+    double step_ms,
+        rows_per_step; /* moving averages over about 100 steps; step_ms without backend */
 } rv_sched_stats;
 
 /* The cache and the backend outlive the scheduler.  RV_EARG names the option. */
@@ -125,10 +127,10 @@ rv_status rv_sched_submit(rv_sched *s, const rv_sched_request *r, uint64_t *id, 
 /* It ends before the next step computes anything, with that reason (RV_FINISH_CANCELLED,
  * RV_FINISH_STOP for a stop string).  RV_ENOTFOUND unknown or already ended. */
 rv_status rv_sched_cancel(rv_sched *s, uint64_t id, rv_finish finish, rv_err *err);
-/* One step at time now_ms (one smaller than before counts as that one).  events: [cap], cap >= 1, *n
- * of them are filled in, also when the step fails; what does not fit is reported by the next call,
- * and a request gets no rows while an event of it waits.  *idle: nothing runs or waits any more and
- * all events are fetched.
+/* One step at time now_ms (one smaller than before counts as that one).  events: [cap], cap >= 1,
+ * *n of them are filled in, also when the step fails; what does not fit is reported by the next
+ * call, and a request gets no rows while an event of it waits.  *idle: nothing runs or waits any
+ * more and all events are fetched.
  *
  * An error leaves all rows uncomputed, and the step may be tried again: what the backend said;
  * RV_ENOMEM; RV_EFULL: nothing runs and nothing can begin, because sequences from outside hold the

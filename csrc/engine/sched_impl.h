@@ -24,7 +24,7 @@ typedef bool (*rv_before)(rv_link *a, rv_link *b); /* a strict order */
 
 #define RV_OUTER(p, type, member) ((type *)(void *)((char *)(p) - offsetof(type, member)))
 
-void rv_heap_push(rv_link **root, rv_link *x, rv_before before);        /* O(1) */
+void rv_heap_push(rv_link **root, rv_link *x, rv_before before);   /* O(1) */
 void rv_heap_remove(rv_link **root, rv_link *x, rv_before before); /* O(log n), amortised */
 
 /* ---- structs by a number ---- */
@@ -76,9 +76,9 @@ typedef struct rv_req {
     size_t n_identity;
     int32_t *tok; /* [n_tok] prompt and what was generated */
     size_t n_tok, cap_tok, n_prompt, max_tokens;
-    rv_kv *kv;          /* while it runs */
-    size_t n_rows;      /* in the step that is planned */
-    size_t n_charged;   /* prompt tokens that its tenant was charged for, or need not be */
+    rv_kv *kv;        /* while it runs */
+    size_t n_rows;    /* in the step that is planned */
+    size_t n_charged; /* prompt tokens that its tenant was charged for, or need not be */
     size_t n_cached;
     uint32_t n_preempted;
     size_t n_saved;     /* positions that the backend keeps for it */
@@ -109,10 +109,10 @@ struct rv_sched {
     rv_sched_rows *rows; /* [max_running] */
     rv_req **row_of;     /* [max_running] */
     size_t n_groups;
-    size_t limit;   /* most tokens of a request: n_ctx, or what an empty cache holds */
-    size_t n_left;  /* rows that the step may still have */
-    size_t n_stay;  /* of run: still running */
-    size_t i_worst; /* nobody at run[i_worst] or behind is a victim */
+    size_t limit;          /* most tokens of a request: n_ctx, or what an empty cache holds */
+    size_t n_left;         /* rows that the step may still have */
+    size_t n_stay;         /* of run: still running */
+    size_t i_worst;        /* nobody at run[i_worst] or behind is a victim */
     bool preempted, stuck; /* in this step; stuck: nothing runs and the first one finds no room */
     uint64_t now_ms;
     rv_req *first_event, *last_event;

@@ -57,8 +57,10 @@ void rv_heap_remove(rv_link **root, rv_link *x, rv_before before) {
     if (*root == x) {
         *root = rest;
     } else {
-        if (x->prev->child == x) x->prev->child = x->next;
-        else x->prev->next = x->next;
+        if (x->prev->child == x)
+            x->prev->child = x->next;
+        else
+            x->prev->next = x->next;
         if (x->next) x->next->prev = x->prev;
         *root = meld(*root, rest, before);
     }
@@ -216,8 +218,10 @@ void rv_sched_leave(rv_sched *s, rv_req *r) {
     s->n_live--;
     if (--t->n_live) return;
     rv_heap_remove(&s->active, &t->by_share, share_before);
-    if (!s->n_live) rv_sched_drop_tenants(s); /* a share is of a time when somebody wanted it */
-    else if (t->share <= least_share(s)) drop_tenant(s, t);
+    if (!s->n_live)
+        rv_sched_drop_tenants(s); /* a share is of a time when somebody wanted it */
+    else if (t->share <= least_share(s))
+        drop_tenant(s, t);
 }
 
 void rv_sched_charge(rv_sched *s, rv_tenant *t, uint64_t n) {

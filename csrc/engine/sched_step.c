@@ -7,8 +7,8 @@
  *   one that may not (S2)             all the tokens it can ever have
  *
  * so protected ones never compete with each other, and whoever may be preempted yields to them:
- * requests do not wait for each other's pages.  Only sequences from outside of the scheduler can take
- * what was promised. */
+ * requests do not wait for each other's pages.  Only sequences from outside of the scheduler can
+ * take what was promised. */
 #include "engine/sched_impl.h"
 
 /* Requests that are passed over in a step because a running one computes their beginning. */
@@ -38,20 +38,24 @@ static void post(rv_sched *s, rv_req *r) {
     if (r->posted) return;
     r->posted = true;
     r->next_event = NULL;
-    if (s->first_event) s->last_event->next_event = r;
-    else s->first_event = r;
+    if (s->first_event)
+        s->last_event->next_event = r;
+    else
+        s->first_event = r;
     s->last_event = r;
 }
 
-/* false: somebody asked for another end meanwhile, which is due when the next step begins (due: this
- * is that one).  What is not in the table any more nobody else can reach. */
+/* false: somebody asked for another end meanwhile, which is due when the next step begins (due:
+ * this is that one).  What is not in the table any more nobody else can reach. */
 static bool end(rv_sched *s, rv_req *r, rv_finish finish, rv_status status, bool due) {
     const bool running = r->state == RV_REQ_RUNNING;
     pthread_mutex_lock(&s->lock);
     const bool ends = due || r->ask == RV_FINISH_NONE;
     if (ends) {
-        if (running) s->stats.n_running--;
-        else rv_sched_dequeue(s, r);
+        if (running)
+            s->stats.n_running--;
+        else
+            rv_sched_dequeue(s, r);
         r->state = RV_REQ_ENDED;
         rv_table_take(&s->requests, &r->entry);
         rv_sched_forget_deadline(s, r);
@@ -106,8 +110,7 @@ static void preempt(rv_sched *s, rv_req *r) {
     s->n_left += r->n_rows;
     r->n_rows = 0;
     const size_t len = rv_kv_len(r->kv);
-    if (s->b.swap_out && len &&
-        s->b.swap_out(s->b.ctx, r->entry.key, r->kv, r->tok, NULL) == RV_OK)
+    if (s->b.swap_out && len && s->b.swap_out(s->b.ctx, r->entry.key, r->kv, r->tok, NULL) == RV_OK)
         r->n_saved = len;
     rv_kv_free(&r->kv);
     r->n_preempted++;
@@ -224,9 +227,9 @@ static void come_in(rv_sched *s, rv_req *r, rv_kv *kv) {
 static bool fits(rv_sched *s, const rv_req *r, const rv_kv *kv, const rv_kv_need *promised) {
     rv_kv_need sum = *promised;
     rv_kv_need_add(s->cache, kv, promised_len(s, r), &sum);
-    if (rv_kv_cache_fits(s->cache, &sum)) return true;
-    s->stuck |= s->n_stay == 0;
-    return false;
+    const bool ok = rv_kv_cache_fits(s->cache, &sum);
+    s->stuck = !ok && s->n_stay == 0;
+    return ok;
 }
 
 /* Lets r in if there is room for it; *in says so. */
@@ -240,11 +243,19 @@ static rv_status try_admit(rv_sched *s, rv_req *r, const rv_kv_need *promised, b
     if ((r->n_saved || r->found_nothing) && !fits(s, r, NULL, promised)) return RV_OK;
     rv_kv *kv = open_sequence(s, r);
     if (!kv) return RV_ENOMEM;
-    r->found_nothing = rv_kv_len(kv) == 0;
-    if (!fits(s, r, kv, promised)) {
-        rv_kv_free(&kv);
-        return RV_OK;
+    const size_t len = rv_kv_len(kv);
+    r->found_nothing = len == 0;
+    bool ok = fits(s, r, kv, promised);
+    /* Of a page that is found in part there will be two, and only one in a full cache. */
+    if (!ok && len % RV_PAGE_TOKENS && rv_kv_truncate(kv, full_pages(len), NULL) == RV_OK)
+        ok = fits(s, r, kv, promised);
+    if (!ok) rv_kv_free(&kv);
+    if (!ok && s->n_stay == 0 && fits(s, r, NULL, promised)) {
+        /* What is found is in the way: alone it has room in any case. */
+        ok = rv_kv_new(&kv, s->cache, r->identity, r->n_identity, NULL) == RV_OK;
+        if (!ok) return RV_ENOMEM;
     }
+    if (!ok) return RV_OK;
     come_in(s, r, kv);
     *in = true;
     return RV_OK;
@@ -259,8 +270,10 @@ static rv_req *next_waiting(rv_sched *s) {
 
 static void hold(rv_sched *s, rv_req *r, bool back) {
     pthread_mutex_lock(&s->lock);
-    if (back) rv_sched_enqueue(s, r);
-    else rv_sched_dequeue(s, r);
+    if (back)
+        rv_sched_enqueue(s, r);
+    else
+        rv_sched_dequeue(s, r);
     pthread_mutex_unlock(&s->lock);
 }
 

@@ -194,8 +194,14 @@ static void swap_drop(void *ctx, uint64_t request) {
 
 sim_opts sim_defaults(void) {
     return (sim_opts){
-        .sched = {.max_rows = 64, .max_chunk = 32, .max_running = 8, .max_queue = 100,
-                  .max_queue_tokens = 1 << 20, .n_ctx = 512, .age_steps = 50, .max_preempt = 3,
+        .sched = {.max_rows = 64,
+                  .max_chunk = 32,
+                  .max_running = 8,
+                  .max_queue = 100,
+                  .max_queue_tokens = 1 << 20,
+                  .n_ctx = 512,
+                  .age_steps = 50,
+                  .max_preempt = 3,
                   .await_prefix = true},
         .type = RV_KV_F32,
         .share = true,
@@ -222,7 +228,7 @@ sim_opts sim_random(uint64_t seed) {
     o.swap = sim_below(&r, 2);
     o.hash_bits = sim_below(&r, 4) == 0 ? 5 : 0;
     o.fit = (rv_fit)sim_below(&r, 3);
-    o.n_pages = (o.store == RV_KV_AUTO ? 8 : 48) + sim_below(&r, 100);
+    o.n_pages = (o.store == RV_KV_AUTO ? 8 : 48) + sim_below(&r, 60);
     o.n_tenants = 1 + (int)sim_below(&r, 6);
     o.sched.policy = (rv_policy)sim_below(&r, 3);
     o.sched.max_running = 1 + sim_below(&r, 24);
@@ -232,7 +238,7 @@ sim_opts sim_random(uint64_t seed) {
     o.sched.max_queue_tokens = 300 + sim_below(&r, 20000);
     o.sched.n_ctx = 100 + sim_below(&r, 700);
     o.sched.age_steps = sim_below(&r, 4) ? 1 + sim_below(&r, 60) : 0;
-    o.sched.max_preempt = (int)sim_below(&r, 4);
+    o.sched.max_preempt = (int)sim_below(&r, 7);
     o.sched.await_prefix = sim_below(&r, 2);
     o.fail_step = sim_below(&r, 2) ? 30 : 0;
     o.fail_row = sim_below(&r, 2) ? 2 : 0;
@@ -242,8 +248,17 @@ sim_opts sim_random(uint64_t seed) {
     o.late = sim_below(&r, 2) ? 100 : 0;
     o.arrive = 20 + (int)sim_below(&r, 300);
     o.max_burst = 1 + sim_below(&r, 12);
-    o.max_prompt = 1 + sim_below(&r, 300);
-    o.max_tokens = 1 + sim_below(&r, 60);
+    o.max_prompt = 1 + sim_below(&r, sim_below(&r, 2) ? 300 : 40);
+    o.max_tokens = 1 + sim_below(&r, 200);
+    o.fresh = (int)sim_below(&r, 300);
+    if (sim_below(&r, 3) == 0) { /* many that start small and outgrow the cache together */
+        o.plain = true;
+        o.sched.max_running = 12 + sim_below(&r, 12);
+        o.sched.max_rows = 64;
+        o.max_prompt = 1 + sim_below(&r, 20);
+        o.max_tokens = 100 + sim_below(&r, 100);
+        o.arrive = 300;
+    }
     return o;
 }
 
@@ -451,8 +466,10 @@ static void take_event(sim *s, const rv_sched_event *e) {
         sim_append(q, e->token);
         SIM_CHECK(s, q->n <= q->n_prompt + q->max_tokens);
     }
-    if (e->finish != RV_FINISH_NONE) take_end(s, q, e);
-    else SIM_CHECK(s, e->token >= 0);
+    if (e->finish != RV_FINISH_NONE)
+        take_end(s, q, e);
+    else
+        SIM_CHECK(s, e->token >= 0);
 }
 
 rv_status sim_step(sim *s, size_t cap, bool *idle) {
@@ -467,6 +484,7 @@ rv_status sim_step(sim *s, size_t cap, bool *idle) {
     const rv_status st = rv_sched_step(s->sched, s->clock_ms, events, cap, &n, &now_idle, &err);
     rv_test_fail_alloc_at(-1);
     SIM_CHECK(s, st == err.code && n <= cap);
+    if (st != RV_OK && s->calm) fprintf(stderr, "%s\n", err.msg);
     s->n_step_failed += st != RV_OK;
     for (size_t i = 0; i < n; i++) take_event(s, &events[i]);
     SIM_CHECK(s, now_idle == (s->n_live == 0));
@@ -504,22 +522,29 @@ void sim_drain(sim *s) {
 
 enum { N_SYSTEM = 6, MAX_SYSTEM = 150, MAX_TRACE = 1200 };
 
+/* 20 .. most - 1 tokens that are always the same. */
+static size_t text(uint64_t number, size_t most, int32_t *tok) {
+    uint64_t r = mix(number);
+    const size_t n = 20 + (size_t)(r % (most - 20));
+    for (size_t k = 0; k < n; k++) tok[k] = (int32_t)(rv_test_rand(&r) % SIM_VOCAB);
+    return n;
+}
+
 /* A few system prompts, the first ones most often (Zipf). */
 static size_t system_prompt(sim *s, int32_t *tok) {
     uint64_t x = sim_below(s, 147); /* 60 (1 + 1/2 + .. + 1/6) */
     uint64_t i = 0;
     while (x >= 60 / (i + 1)) x -= 60 / (++i);
-    uint64_t r = mix(i + 1);
-    const size_t n = 20 + (size_t)(r % (MAX_SYSTEM - 20));
-    for (size_t k = 0; k < n; k++) tok[k] = (int32_t)(rv_test_rand(&r) % SIM_VOCAB);
-    return n;
+    return text(i + 1, MAX_SYSTEM, tok);
 }
 
-/* A prompt and its identity: fresh, behind a system prompt, or the next turn of a conversation. */
-static size_t draw_prompt(sim *s, int32_t *tok, rv_sched_request *how, size_t max_more) {
+/* A prompt and its identity: fresh, behind a system prompt or a document that this burst is about,
+ * or the next turn of a conversation. */
+static size_t draw_prompt(sim *s, int32_t *tok, rv_sched_request *how, uint64_t document) {
     size_t n = 0;
-    const uint64_t kind = sim_below(s, 4);
-    const sim_req *p = s->n_past ? s->past[sim_below(s, RV_MIN(s->n_past, RV_COUNT(s->past)))] : NULL;
+    const uint64_t kind = document || s->o.plain ? 3 : sim_below(s, 4);
+    const sim_req *p =
+        s->n_past ? s->past[sim_below(s, RV_MIN(s->n_past, RV_COUNT(s->past)))] : NULL;
     if (kind == 0 && p && p->n < MAX_TRACE / 2) {
         n = p->n;
         memcpy(tok, p->tok, n * sizeof *tok);
@@ -527,23 +552,24 @@ static size_t draw_prompt(sim *s, int32_t *tok, rv_sched_request *how, size_t ma
         how->n_identity = p->n_identity;
     } else {
         if (kind < 3) n = system_prompt(s, tok);
+        if (document) n = text(document, 200, tok);
         static const char *const identities[] = {"", "a", "ab"};
         how->identity = identities[sim_below(s, 20) ? 0 : sim_below(s, 3)];
         how->n_identity = strlen(how->identity);
     }
-    const size_t more = 1 + sim_below(s, max_more);
+    const size_t more = 1 + sim_below(s, s->o.max_prompt);
     for (size_t i = 0; i < more; i++) tok[n + i] = (int32_t)sim_below(s, SIM_VOCAB);
     return n + more;
 }
 
-static void arrive(sim *s) {
+static void arrive(sim *s, uint64_t document) {
     int32_t tok[MAX_TRACE];
     rv_sched_request how = {
         .priority = (rv_priority)sim_below(s, 4),
         .tenant = sim_below(s, (uint64_t)s->o.n_tenants),
         .deadline_ms = chance(s, s->o.late) ? s->clock_ms + 1 + sim_below(s, 300) : 0,
     };
-    const size_t n = draw_prompt(s, tok, &how, s->o.max_prompt);
+    const size_t n = draw_prompt(s, tok, &how, document);
     rv_status st;
     sim_submit(s, tok, n, 1 + sim_below(s, s->o.max_tokens), &how, &st);
 }
@@ -563,8 +589,10 @@ void sim_run(sim *s, uint64_t n_steps) {
             sim_drain(s);
             s->calm = false;
         }
-        if (chance(s, s->o.arrive))
-            for (uint64_t i = 1 + sim_below(s, s->o.max_burst); i > 0; i--) arrive(s);
+        if (chance(s, s->o.arrive)) {
+            const uint64_t document = chance(s, s->o.fresh) ? rv_test_rand(&s->rand) : 0;
+            for (uint64_t i = 1 + sim_below(s, s->o.max_burst); i > 0; i--) arrive(s, document);
+        }
         if (s->n_live && chance(s, s->o.cancel)) cancel_one(s);
         const rv_status st = sim_step(s, sim_below(s, 4) ? 128 : 1 + sim_below(s, 8), NULL);
         SIM_CHECK(s, st == RV_OK || (st == RV_EIO && s->o.fail_step) ||
@@ -584,6 +612,7 @@ void sim_hit_rate(uint64_t seed, size_t n_pages, bool await_prefix, uint64_t *n_
     o.arrive = 60;
     o.max_burst = 6;
     o.max_prompt = 40;
+    o.fresh = 200;
     sim s;
     sim_open(&s, &o, seed);
     sim_run(&s, 20000);

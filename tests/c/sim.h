@@ -23,7 +23,7 @@ typedef struct sim_req { /* what was asked and what came */
     int32_t *tok;   /* [n] prompt, then what was generated */
     uint64_t *hash; /* [n + 1] before each */
     size_t n, cap, n_prompt, max_tokens;
-    size_t n_saved; /* by swap_out */
+    size_t n_saved;                  /* by swap_out */
     uint64_t deadline_ms, submitted; /* submitted: which step */
     rv_finish asked;                 /* by cancel */
     bool failed;                     /* the model failed for it alone */
@@ -44,6 +44,8 @@ typedef struct sim_opts {
     int n_tenants;
     /* of 1000 chances */
     int fail_step, fail_row, fail_alloc, fail_swap, cancel, late, arrive;
+    int fresh;  /* bursts that are about a document of their own */
+    bool plain; /* otherwise prompts are fresh, not turns or behind a system prompt */
     size_t max_burst, max_prompt, max_tokens;
 } sim_opts;
 
@@ -85,7 +87,8 @@ void sim_open(sim *s, const sim_opts *o, uint64_t seed);
 void sim_close(sim *s); /* checks that nothing is left */
 uint64_t sim_below(sim *s, uint64_t n);
 
-/* Ask for max_tokens after a prompt; NULL: refused with *st.  Owned by the sim until it is closed. */
+/* Ask for max_tokens after a prompt; NULL: refused with *st.  Owned by the sim until it is closed.
+ */
 sim_req *sim_submit(sim *s, const int32_t *tok, size_t n, size_t max_tokens,
                     const rv_sched_request *how, rv_status *st);
 /* The same after n random tokens. */

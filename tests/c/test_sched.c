@@ -1,4 +1,5 @@
-/* sched: random worlds, and one rule at a time: order, fairness, bounds, ends, failures, threads. */
+/* sched: random worlds, and one rule at a time: order, fairness, bounds, ends, failures, threads.
+ */
 #include <pthread.h>
 
 #include "sim.h"
@@ -295,10 +296,14 @@ static void outsiders_may_take_what_was_promised(void) {
 }
 
 static void prefixes_are_found(void) {
-    uint64_t n, cached[2], best;
-    for (int await = 0; await < 2; await++) sim_hit_rate(1, 20000, await, &n, &cached[await], &best);
-    CHECK(best > n / 4 && cached[0] <= cached[1]);
-    CHECK(cached[1] >= best - best / 20);
+    uint64_t n, cached, best;
+    double part[2]; /* of what could be found */
+    for (int await = 0; await < 2; await++) {
+        sim_hit_rate(1, 20000, await, &n, &cached, &best);
+        CHECK(best > n / 4 && cached <= best);
+        part[await] = (double)cached / (double)best;
+    }
+    CHECK(part[1] > 0.95 && part[1] > part[0]);
 }
 
 /* ---- ends ---- */
@@ -325,7 +330,10 @@ static void cancel_at_every_step(void) {
             CHECK(rv_sched_cancel(s.sched, q->id, RV_FINISH_STOP, NULL) == RV_ENOTFOUND);
         }
         sim_drain(&s);
+        rv_kv_cache_stats c;
+        rv_kv_cache_get_stats(s.cache, &c);
         CHECK(rv_kv_cache_set_budget(s.cache, 0) == 0);
+        rv_kv_cache_set_budget(s.cache, c.pages.budget_bytes);
         sim_close(&s);
         if (over) break;
     }
@@ -389,9 +397,12 @@ static bool submit_with_failure(long k) {
     bool failed = false;
     rv_test_fail_alloc_at(k);
     for (size_t i = 0; i < 6; i++) {
-        const rv_sched_request r = {
-            .tok = tok + i, .n = 80 - i, .max_tokens = 40, .tenant = i % 3, .identity = "x",
-            .n_identity = i % 2};
+        const rv_sched_request r = {.tok = tok + i,
+                                    .n = 80 - i,
+                                    .max_tokens = 40,
+                                    .tenant = i % 3,
+                                    .identity = "x",
+                                    .n_identity = i % 2};
         uint64_t id;
         rv_err err = {0};
         const rv_status st = rv_sched_submit(s.sched, &r, &id, &err);
@@ -480,8 +491,11 @@ static void *submit_and_cancel(void *arg) {
         int32_t tok[64];
         const size_t n = 1 + rv_test_rand(&r) % 64;
         for (size_t k = 0; k < n; k++) tok[k] = (int32_t)(k * c->seed % 7);
-        const rv_sched_request q = {.tok = tok, .n = n, .max_tokens = 1 + rv_test_rand(&r) % 8,
-                                    .tenant = c->seed, .priority = (rv_priority)(i % 4)};
+        const rv_sched_request q = {.tok = tok,
+                                    .n = n,
+                                    .max_tokens = 1 + rv_test_rand(&r) % 8,
+                                    .tenant = c->seed,
+                                    .priority = (rv_priority)(i % 4)};
         uint64_t id;
         rv_sched_stats t;
         const rv_status st = rv_sched_submit(c->sched, &q, &id, NULL);

@@ -25,12 +25,13 @@ static void episodes(uint64_t seed, uint64_t n_steps) {
         for (int i = 0; i <= RV_FINISH_ERROR; i++) by_finish[i] += s.n_by_finish[i];
         sim_close(&s);
     }
-    printf("%llu requests ended: stop %llu, length %llu, cancelled %llu, deadline %llu, error %llu\n",
-           (unsigned long long)n_ended, (unsigned long long)by_finish[RV_FINISH_STOP],
-           (unsigned long long)by_finish[RV_FINISH_LENGTH],
-           (unsigned long long)by_finish[RV_FINISH_CANCELLED],
-           (unsigned long long)by_finish[RV_FINISH_DEADLINE],
-           (unsigned long long)by_finish[RV_FINISH_ERROR]);
+    printf(
+        "%llu requests ended: stop %llu, length %llu, cancelled %llu, deadline %llu, error %llu\n",
+        (unsigned long long)n_ended, (unsigned long long)by_finish[RV_FINISH_STOP],
+        (unsigned long long)by_finish[RV_FINISH_LENGTH],
+        (unsigned long long)by_finish[RV_FINISH_CANCELLED],
+        (unsigned long long)by_finish[RV_FINISH_DEADLINE],
+        (unsigned long long)by_finish[RV_FINISH_ERROR]);
     printf("%llu preemptions (%llu requests more often than wanted), %llu brought back, %llu pages "
            "evicted, longest stay %llu steps\n",
            (unsigned long long)n_preempted, (unsigned long long)n_over,
