@@ -31,7 +31,7 @@ static rv_status embed_causal(rv_model *m, rv_run *run, const int32_t *tok, size
     rv_kv *kv = NULL;
     double *sum = rv_calloc(e, sizeof *sum);
     rv_status st = sum ? RV_OK : rv_fail(err, RV_ENOMEM, "embed: out of memory");
-    if (st == RV_OK) st = rv_kv_new(&kv, m->kv, NULL, 0, err);
+    if (st == RV_OK) st = rv_kv_new_apart(&kv, m->kv, err);
     for (size_t done = 0; st == RV_OK && done < n;) {
         const size_t c = RV_MIN(n - done, rv_model_max_rows(m));
         const rv_span span = {kv, tok + done, c};

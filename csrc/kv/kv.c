@@ -34,14 +34,14 @@ static void unmake(rv_kv *kv) {
     rv_free(kv);
 }
 
-rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n, rv_err *err) {
+static rv_status new_kv(rv_kv **out, rv_kv_cache *c, bool share, const void *identity, size_t n,
+                        rv_err *err) {
     *out = NULL;
     rv_kv *kv = make(c);
     if (!kv) return rv_fail(err, RV_ENOMEM, "kv: out of memory");
-    bool ok = true;
     pthread_mutex_lock(&c->lock);
-    if (c->share) kv->root = kv->node = rv_prefix_root(c->tree, identity, n);
-    ok = !c->share || kv->root;
+    if (share) kv->root = kv->node = rv_prefix_root(c->tree, identity, n);
+    const bool ok = !share || kv->root;
     if (ok) c->n_sequences++;
     pthread_mutex_unlock(&c->lock);
     if (!ok) {
@@ -50,6 +50,14 @@ rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n,
     }
     *out = kv;
     return RV_OK;
+}
+
+rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n, rv_err *err) {
+    return new_kv(out, c, c->share, identity, n, err);
+}
+
+rv_status rv_kv_new_apart(rv_kv **out, rv_kv_cache *c, rv_err *err) {
+    return new_kv(out, c, false, NULL, 0, err);
 }
 
 /* Let go of everything of entries behind n positions, the end first: what can be evicted goes in

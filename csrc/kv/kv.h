@@ -97,6 +97,8 @@ bool rv_kv_cache_fits(rv_kv_cache *c, const rv_kv_need *need);
 /* An empty one.  identity: what keys and values depend on besides tokens (adapter, tenant ...; the
  * model and the format are the cache's), n bytes, may be NULL. */
 rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n, rv_err *err);
+/* An empty one that finds no prefixes and leaves none behind. */
+rv_status rv_kv_new_apart(rv_kv **out, rv_kv_cache *c, rv_err *err);
 void rv_kv_free(rv_kv **kv); /* full pages stay in the tree as long as there is room */
 /* Of an empty sequence: start with the longest prefix of tok that can be resumed, at most n - 1
  * tokens.  Returns its length (0: nothing, or no sharing). */

@@ -23,7 +23,7 @@ static void share_page(rv_kv *kv, size_t i, int keep) {
 
 void rv_kv_publish(rv_kv *kv) {
     rv_kv_cache *c = kv->c;
-    if (!c->share) return;
+    if (!kv->root) return;
     for (; kv->n_nodes < kv->len / RV_PAGE_TOKENS; kv->n_nodes++) {
         rv_kv_entry *e = &kv->e[kv->n_nodes];
         e->node = rv_prefix_add(c->tree, kv->node, e->tok);
@@ -126,7 +126,7 @@ static void settle(rv_kv *kv, const place *at, const int32_t *tok) {
 
 size_t rv_kv_match(rv_kv *kv, const int32_t *tok, size_t n) {
     rv_kv_cache *c = kv->c;
-    if (!c->share || !n || kv->len) return 0;
+    if (!kv->root || !n || kv->len) return 0;
     rv_kv_truncate(kv, 0, NULL); /* of what was reserved */
     void *e = kv->e;
     const bool ok = rv_grow(&e, &kv->cap, rv_kv_pages_of(n), sizeof *kv->e);

@@ -265,6 +265,24 @@ static void a_failed_eval_of_several_passes_consumes_nothing(void) {
     }
 }
 
+/* Texts that are embedded leave nothing in the tree. */
+static void embedding_shares_nothing(void) {
+    rv_model *m = open_model(MODELS "lfm2-d256-q8_0.gguf", (rv_model_opts){.n_threads = 1});
+    int32_t tok[100];
+    const size_t len[] = {60, 40};
+    float out[2 * 256];
+    rv_kv_stats stats;
+    fill(tok, 100);
+    CHECK(rv_model_embed(m, tok, len, 2, NULL, out, NULL) == RV_OK);
+    rv_model_get_kv_stats(m, &stats);
+    CHECK(stats.n_nodes == 0 && stats.used_bytes == 0 && stats.n_sequences == 0);
+    CHECK(stats.peak_bytes > 0);
+    rv_free(logits_of(m, tok, 100));
+    rv_model_get_kv_stats(m, &stats);
+    CHECK(stats.n_nodes >= 6 && stats.used_bytes > 0 && stats.n_sequences == 0);
+    rv_model_free(&m);
+}
+
 static void options_of_the_cache_are_checked(void) {
     static const struct {
         rv_model_opts o;
@@ -297,6 +315,7 @@ const rv_test tests_pass[] = {
     {"a_store_keeps_its_bits_in_any_chunks", a_store_keeps_its_bits_in_any_chunks},
     {"a_failed_eval_of_several_passes_consumes_nothing",
      a_failed_eval_of_several_passes_consumes_nothing},
+    {"embedding_shares_nothing", embedding_shares_nothing},
     {"options_of_the_cache_are_checked", options_of_the_cache_are_checked},
     {NULL, NULL},
 };
