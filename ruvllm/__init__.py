@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     )
     from ruvllm.engine._generate import Generation
     from ruvllm.engine._record import Replay, replay
+    from ruvllm.engine.batching import Engine, EngineMetrics, Request
     from ruvllm.engine.convert import convert
     from ruvllm.engine.minilm import minilm_path
-    from ruvllm.engine.model import Model, ModelInfo
+    from ruvllm.engine.model import KVStats, Model, ModelInfo
     from ruvllm.engine.quantize import quantize
     from ruvllm.engine.results import Chunk, GenerationResult, Timings, TokenLogprob
     from ruvllm.engine.tokenizer import Tokenizer
@@ -53,9 +54,10 @@ _HOME = {
     ),
     "ruvllm.engine._generate": ("Generation",),
     "ruvllm.engine._record": ("Replay", "replay"),
+    "ruvllm.engine.batching": ("Engine", "EngineMetrics", "Request"),
     "ruvllm.engine.convert": ("convert",),
     "ruvllm.engine.minilm": ("minilm_path",),
-    "ruvllm.engine.model": ("Model", "ModelInfo"),
+    "ruvllm.engine.model": ("KVStats", "Model", "ModelInfo"),
     "ruvllm.engine.quantize": ("quantize",),
     "ruvllm.engine.results": ("Chunk", "GenerationResult", "Timings", "TokenLogprob"),
     "ruvllm.engine.tokenizer": ("Tokenizer",),
@@ -68,17 +70,21 @@ __all__ = [
     "Cancel",
     "CancelledError",
     "Chunk",
+    "Engine",
+    "EngineMetrics",
     "FileError",
     "FormatError",
     "FullError",
     "Generation",
     "GenerationResult",
     "InternalError",
+    "KVStats",
     "Model",
     "ModelInfo",
     "NotFoundError",
     "OutOfMemoryError",
     "Replay",
+    "Request",
     "RuvllmError",
     "StateError",
     "Timings",

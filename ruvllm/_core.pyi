@@ -59,6 +59,9 @@ class Model:
     def repacked_bytes(self) -> int:
         """Memory held by repacked weights so far: all or none of it counts."""
 
+    def kv_stats(self) -> dict[str, int]:
+        """Memory of keys and values and counters of its use; zeros for an encoder."""
+
     def embed(
         self,
         tokens: Sequence[int] | _Buffer,
@@ -80,13 +83,22 @@ def model_open(
     prefault: bool,
     progress: Callable[[float], object] | None,
     repack: int = 0,
+    kv_budget: int = 0,
+    kv_store: int = 0,
+    kv_rotate: bool = True,
+    kv_tail: int = 0,
+    kv_batch: int = 0,
+    kv_fit: int = 0,
+    share: bool = True,
     /,
 ) -> Model:
     """Open a GGUF model; 0 means the default of n_threads, kv_type and n_batch.
 
     kv_type: 0 as precise as the weights, 1 F16, 2 F32, 3 Q8_0, 4 Q4_0.  progress: called
     with 0..1 while prefault reads the file; an exception in it ends the opening.  repack:
-    0 auto, 1 never, 2 always.
+    0 auto, 1 never, 2 always.  kv_budget: bytes, 0: half of what is available.  kv_store: as
+    kv_type, 0: none.  kv_tail, kv_batch: positions, multiples of 64; 0: 256 and 64.  kv_fit:
+    0 first, 1 best, 2 round robin.  share: sequences with equal beginnings share pages.
     """
 
 @final
@@ -127,6 +139,84 @@ class Session:
 
 def session_new(model: Model, n_ctx: int, /) -> Session:
     """A new sequence of at most n_ctx tokens, 1 .. the model's context."""
+
+# ---- engine ----
+
+# id, token (-1: none), logprob, top ids, their logprobs, finish (0 goes on, 1 stop, 2 length,
+# 3 cancelled, 4 deadline, 5 error), the error, prompt tokens found, times preempted
+_Event: TypeAlias = tuple[
+    int, int, float, tuple[int, ...], tuple[float, ...], int, Exception | None, int, int
+]
+
+@final
+class Engine:
+    """Continuous batching over a model.  Made by engine_new; one thread steps, any may submit.
+
+    Every method but ``close`` raises StateError once it is closed, and in a forked process.
+    """
+
+    def submit(
+        self,
+        tokens: Sequence[int] | _Buffer,
+        max_tokens: int,
+        params: _SampleParams,
+        allow: _Buffer | None,
+        stop_ids: Sequence[int] | _Buffer,
+        ignore_eog: bool,
+        priority: int,
+        tenant: int,
+        deadline_ms: int,
+        salt: bytes,
+        /,
+    ) -> int:
+        """Queue a request; its id, which is greater than any before.
+
+        allow: mask of the first choice, as Sampler.sample takes it.  priority: 0 low .. 3 critical.
+        deadline_ms: from now, 0: none.  salt: only requests of one salt share prefixes.
+        Raises ArgumentError; FullError when the queue is full or the request can never fit.
+        """
+
+    def cancel(self, id: int, reason: int, /) -> None:
+        """End a request before the next step; reason 1 stop, 3 cancelled.
+
+        Raises NotFoundError when it is unknown or has ended.
+        """
+
+    def allow(self, id: int, mask: _Buffer | None, /) -> None:
+        """Mask of the next choice of a request, and of no later one; None: all tokens."""
+
+    def step(self) -> tuple[list[_Event], bool, Exception | None]:
+        """One forward pass over rows of many requests, without the GIL.
+
+        Returns its events, whether nothing runs or waits any more, and an error that is no
+        request's fault (out of memory): nothing was computed then, and it may be tried again.
+        Raises StateError while another thread is inside.
+        """
+
+    def stats(self) -> dict[str, Any]:
+        """n_waiting, n_running, n_steps, n_rows, n_tokens, n_submitted, n_refused, n_finished,
+        n_cancelled, n_preempted, n_prompt, n_cached (int); step_ms, rows_per_step (float)."""
+
+    def close(self) -> None:
+        """End what runs, report nothing and free it; StateError while a call is under way."""
+
+def engine_new(
+    model: Model,
+    policy: int,
+    n_ctx: int,
+    max_rows: int,
+    max_chunk: int,
+    max_running: int,
+    max_queue: int,
+    max_queue_tokens: int,
+    age_steps: int,
+    max_preempt: int,
+    /,
+) -> Engine:
+    """An engine; 0 means the default everywhere.  policy: 0 fcfs, 1 sjf, 2 fair.
+
+    Raises UnsupportedError for an encoder, ArgumentError for an option out of range.
+    """
 
 # ---- kernels ----
 
@@ -412,6 +502,12 @@ class Sampler:
         the tops falling, ties by id, empty when n_logprobs is 0, without tokens of logit -inf.
         Raises ArgumentError for a wrong buffer or a NaN, StateError when no token is allowed.
         """
+
+# The arguments of sampler_new but n_vocab.
+_SampleParams: TypeAlias = tuple[
+    float, int, float, float, float, float, float, float, int, int, Sequence[int] | _Buffer,
+    Sequence[float], int,
+]  # fmt: skip
 
 def sampler_new(
     temperature: float,

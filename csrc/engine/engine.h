@@ -32,6 +32,7 @@ struct rv_model {
     rv_tok *tok; /* NULL when the file has no vocabulary */
     rv_pool *pool;
     rv_kv_cache *kv; /* NULL for an encoder */
+    bool shares;     /* sequences that begin alike share its pages */
     rv_model_info info;
     pthread_mutex_t lock; /* of idle */
     rv_run *idle[RV_IDLE_RUNS];

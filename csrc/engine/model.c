@@ -116,6 +116,7 @@ static rv_status open_kv(rv_model *m, const rv_model_opts *o, rv_err *err) {
     const rv_kv_cache_opts c = {.budget = o->kv_budget ? o->kv_budget : default_budget(&f),
                                 .fit = o->kv_fit,
                                 .share = !o->no_sharing};
+    m->shares = c.share;
     st = rv_kv_cache_new(&m->kv, &f, &c, err);
     rv_free(heads);
     return st;

@@ -468,11 +468,11 @@ typedef struct rv_engine_opts { /* 0 everywhere gives the defaults */
     int32_t n_ctx;            /* most tokens of a sequence; 0: the model's */
     int32_t max_rows;         /* of a step, 1 .. 4096; 0: 128 + max_running */
     int32_t max_chunk;        /* prompt tokens of one request in a step; 0: n_batch of the model */
-    int32_t max_running;      /* requests at once, 1 .. 4096; 0: 64 */
-    int32_t max_queue;        /* requests that wait; 0: 1000 */
-    int64_t max_queue_tokens; /* tokens of their prompts; 0: 2^22 */
+    int32_t max_running;      /* requests at once, 1 .. 4096; 0: 64, or max_rows if that is less */
+    int32_t max_queue;        /* requests that wait, 1 .. 100,000; 0: 1000 */
+    int64_t max_queue_tokens; /* tokens of their prompts, 1 .. 2^40; 0: 2^22 */
     int32_t age_steps;        /* steps of waiting that lift a request by one priority; 0: 200 */
-    int32_t max_preempt;      /* of one request; 0: 3 */
+    int32_t max_preempt;      /* of one request, 1 .. 1000; 0: 3 */
 } rv_engine_opts;
 
 typedef struct rv_engine_request {
@@ -480,57 +480,66 @@ typedef struct rv_engine_request {
     size_t n;
     int32_t max_tokens;             /* >= 1 */
     const rv_sample_params *params; /* NULL: greedy; copied */
-    const int32_t *stop_ids;        /* [n_stop] end the generation as end tokens do; copied */
+    const uint32_t *allow;   /* as rv_engine_allow, for the first choice; NULL: all; copied */
+    const int32_t *stop_ids; /* [n_stop] end the generation as end tokens do; copied */
     size_t n_stop;
     bool ignore_eog; /* end tokens do not end it */
     rv_priority priority;
-    uint64_t tenant;
+    uint64_t tenant;      /* for RV_POLICY_FAIR */
     uint64_t deadline_ms; /* from now; 0: none */
     rv_str salt;          /* prefixes are shared among requests with the same salt only */
 } rv_engine_request;
 
 typedef struct rv_engine_event {
     uint64_t request;
-    int32_t token; /* -1: none */
-    float logprob;
-    const int32_t *top_ids; /* [n_top], valid until the next step */
+    int32_t token;          /* -1: none */
+    float logprob;          /* as in rv_sampled; NaN without a token */
+    const int32_t *top_ids; /* [n_top], borrowed until the next step, as everything here */
     const float *top_logprobs;
     size_t n_top;
     rv_finish finish;
-    rv_err err;      /* when finish is RV_FINISH_ERROR */
-    size_t n_cached; /* prompt tokens that were found and not computed */
+    const rv_err *err; /* when finish is RV_FINISH_ERROR, else NULL */
+    size_t n_cached;   /* prompt tokens that were found and not computed */
     uint32_t n_preempted;
 } rv_engine_event;
 
 typedef struct rv_engine_stats {
     uint64_t n_waiting, n_running, n_steps, n_rows, n_tokens;
-    uint64_t n_submitted, n_refused, n_finished, n_cancelled, n_preempted;
-    uint64_t n_prompt, n_cached;   /* tokens of admitted prompts, and those found in the cache */
-    double step_ms, rows_per_step; /* moving averages */
+    uint64_t n_submitted, n_refused, n_preempted;
+    uint64_t n_finished, n_cancelled; /* finished: for any reason; of them cancelled */
+    uint64_t n_prompt, n_cached;      /* tokens of admitted prompts, and those found in the cache */
+    double step_ms, rows_per_step;    /* moving averages; step_ms: of the scheduler's own work */
 } rv_engine_stats;
 
-typedef struct rv_kv_stats { /* of a model */
+typedef struct rv_kv_stats { /* of a model; zeros for an encoder */
     uint64_t budget_bytes, held_bytes, peak_bytes, used_bytes;
-    uint64_t n_pages, n_pages_free, n_evictable, n_evicted, n_nodes, n_sequences;
-    uint64_t n_looked_up, n_hit, n_migrated, n_copied;
+    uint64_t n_pages, n_pages_free; /* that something refers to; without such, in held memory */
+    /* Pages kept for requests to come only, and those of them that had to go. */
+    uint64_t n_evictable, n_evicted;
+    uint64_t n_nodes, n_sequences;
+    uint64_t n_looked_up, n_hit;   /* prompt tokens */
+    uint64_t n_migrated, n_copied; /* blocks moved to the store; pages copied on write */
 } rv_kv_stats;
 RV_API void rv_model_get_kv_stats(const rv_model *m, rv_kv_stats *out);
 
 /* RV_EUNSUPPORTED for an encoder; RV_EARG an option out of range.  Keeps the model alive. */
 RV_API rv_status rv_engine_new(rv_engine **out, rv_model *m, const rv_engine_opts *o, rv_err *err);
 RV_API void rv_engine_free(rv_engine **e);
-/* Queue a request.  RV_EARG; RV_EFULL the queue is full, or the request can never fit (numbers).
- * Thread-safe. */
+/* Queue a request; ids rise.  The last token of a request needs no place in the context, so a
+ * prompt may be as long as that.  RV_EARG; RV_EFULL the queue is full, or the request can never fit
+ * (numbers); RV_ESTATE in a forked process.  Thread-safe. */
 RV_API rv_status rv_engine_submit(rv_engine *e, const rv_engine_request *r, uint64_t *id,
                                   rv_err *err);
-/* End a request before the next step; reason RV_FINISH_CANCELLED or RV_FINISH_STOP.
- * RV_ENOTFOUND unknown or ended.  Thread-safe. */
+/* End a request before the next step, which reports it; reason RV_FINISH_CANCELLED or
+ * RV_FINISH_STOP.  RV_ENOTFOUND unknown or ended.  Thread-safe. */
 RV_API rv_status rv_engine_cancel(rv_engine *e, uint64_t id, rv_finish reason, rv_err *err);
-/* Which tokens the next choice of a request may take: bitmask as in rv_sampler_sample, borrowed
- * until the next step ends; NULL: all.  RV_ENOTFOUND. */
+/* Which tokens the next choice of a request may take, and no later one: bitmask as in
+ * rv_sampler_sample, copied; NULL: all.  RV_ENOTFOUND; RV_ENOMEM.  Thread-safe. */
 RV_API rv_status rv_engine_allow(rv_engine *e, uint64_t id, const uint32_t *allow, rv_err *err);
 /* One step; *events are borrowed until the next one.  *idle: nothing runs or waits.  One thread at
- * a time (RV_ESTATE otherwise). */
+ * a time (RV_ESTATE otherwise).  An error is no request's fault (RV_ENOMEM; RV_EFULL: sessions hold
+ * all the memory for keys and values): nothing was computed, the step may be tried again; the *n
+ * events of requests that ended before it are there. */
 RV_API rv_status rv_engine_step(rv_engine *e, const rv_engine_event **events, size_t *n, bool *idle,
                                 rv_err *err);
 RV_API void rv_engine_get_stats(rv_engine *e, rv_engine_stats *out);

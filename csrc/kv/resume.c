@@ -2,7 +2,6 @@
 #include "kv/impl.h"
 
 enum { HOT = RV_KEEP_HOT, COLD = RV_KEEP_COLD, STATE = RV_KEEP_STATE };
-enum { PAGES = RV_KV_BLOCK / RV_PAGE_TOKENS }; /* of a block */
 
 /* ---- publishing ---- */
 
@@ -116,10 +115,6 @@ static void settle(rv_kv *kv, const place *at, const int32_t *tok) {
         if (i < m) take(kv, i, node, COLD);
         if (i >= m || (i >= keep && kv->hot_lo == i + 1)) take(kv, i, node, HOT);
         if (i >= m || e->page[HOT]) kv->hot_lo = i;
-    }
-    for (; kv->hot_lo % PAGES; kv->hot_lo++) { /* attention reads whole blocks */
-        rv_kv_let_go(c, kv->e[kv->hot_lo].page[HOT]);
-        kv->e[kv->hot_lo].page[HOT] = 0;
     }
     kv->n_cold = m;
     kv->n_nodes = kv->n_shared[HOT] = at->n_pages;

@@ -91,13 +91,17 @@ static bool report(void *ctx, double fraction) {
     return !p->failed;
 }
 
-/* model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0) */
+/* model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0, kv_budget=0,
+ * kv_store=0, kv_rotate=True, kv_tail=0, kv_batch=0, kv_fit=0, share=True) */
 static PyObject *model_open(PyObject *m, PyObject *args) {
     rv_py_state *st = rv_py_state_of_module(m);
     PyObject *path = NULL, *fn;
+    unsigned long long kv_budget = 0;
     int n_threads, kv_type, n_batch, prefault, repack = 0;
-    if (!PyArg_ParseTuple(args, "O&iiipO|i:model_open", PyUnicode_FSConverter, &path, &n_threads,
-                          &kv_type, &n_batch, &prefault, &fn, &repack))
+    int kv_store = 0, kv_rotate = 1, kv_tail = 0, kv_batch = 0, kv_fit = 0, share = 1;
+    if (!PyArg_ParseTuple(args, "O&iiipO|iKipiiip:model_open", PyUnicode_FSConverter, &path,
+                          &n_threads, &kv_type, &n_batch, &prefault, &fn, &repack, &kv_budget,
+                          &kv_store, &kv_rotate, &kv_tail, &kv_batch, &kv_fit, &share))
         return NULL;
     progress p = {fn, false};
     rv_model_opts o = {.n_threads = n_threads,
@@ -105,6 +109,13 @@ static PyObject *model_open(PyObject *m, PyObject *args) {
                        .n_batch = n_batch,
                        .prefault = prefault,
                        .repack = (rv_repack)repack,
+                       .kv_budget = kv_budget,
+                       .kv_store = (rv_kv_type)kv_store,
+                       .kv_no_rotate = !kv_rotate,
+                       .kv_tail = kv_tail,
+                       .kv_batch = kv_batch,
+                       .kv_fit = (rv_fit)kv_fit,
+                       .no_sharing = !share,
                        .progress = fn == Py_None ? NULL : report,
                        .progress_ctx = &p};
     rv_py_model *self =
@@ -219,11 +230,28 @@ static PyObject *model_repacked_bytes(PyObject *o, PyObject *none) {
     return PyLong_FromSize_t(rv_model_repacked_bytes(((rv_py_model *)o)->h));
 }
 
+static PyObject *model_kv_stats(PyObject *o, PyObject *none) {
+    (void)none;
+    rv_kv_stats s;
+    rv_model_get_kv_stats(((rv_py_model *)o)->h, &s);
+    const rv_py_count all[] = {
+        {"budget_bytes", s.budget_bytes}, {"held_bytes", s.held_bytes},
+        {"peak_bytes", s.peak_bytes},     {"used_bytes", s.used_bytes},
+        {"n_pages", s.n_pages},           {"n_pages_free", s.n_pages_free},
+        {"n_evictable", s.n_evictable},   {"n_evicted", s.n_evicted},
+        {"n_nodes", s.n_nodes},           {"n_sequences", s.n_sequences},
+        {"n_looked_up", s.n_looked_up},   {"n_hit", s.n_hit},
+        {"n_migrated", s.n_migrated},     {"n_copied", s.n_copied},
+    };
+    return rv_py_counts(all, RV_COUNT(all));
+}
+
 static PyMethodDef model_methods[] = {
     {"info", model_info, METH_NOARGS, "Hyperparameters and sizes as a dict."},
     {"tokenizer", model_tokenizer, METH_NOARGS, "The file's Tokenizer, or None."},
     {"gguf", model_gguf, METH_NOARGS, "The open file as a GGUF."},
     {"repacked_bytes", model_repacked_bytes, METH_NOARGS, "Memory of repacked weights so far."},
+    {"kv_stats", model_kv_stats, METH_NOARGS, "Memory of keys and values, and its use, as a dict."},
     {"embed", model_embed, METH_VARARGS, "embed(tokens, lengths, cancel) -> Array (n, n_embd)."},
     {NULL, NULL, 0, NULL},
 };
@@ -244,7 +272,8 @@ static PyType_Spec model_spec = {
 
 static PyMethodDef functions[] = {
     {"model_open", model_open, METH_VARARGS,
-     "model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0) -> Model."},
+     "model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0, kv_budget=0, "
+     "kv_store=0, kv_rotate=True, kv_tail=0, kv_batch=0, kv_fit=0, share=True) -> Model."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -22,14 +22,37 @@ int rv_py_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **slot) {
     return PyModule_AddType(module, *slot);
 }
 
+static PyObject *class_of(const rv_py_state *st, const rv_err *err) {
+    const int i = -(int)err->code;
+    return st->errors[i < 1 || i >= RV_PY_N_STATUS ? -RV_EINTERNAL : i];
+}
+
+static PyObject *message_of(const rv_err *err) {
+    return PyUnicode_DecodeUTF8(err->msg, (Py_ssize_t)strlen(err->msg), "replace");
+}
+
+PyObject *rv_py_error(rv_py_state *st, const rv_err *err) {
+    PyObject *msg = message_of(err);
+    PyObject *e = msg ? PyObject_CallFunctionObjArgs(class_of(st, err), msg, NULL) : NULL;
+    Py_XDECREF(msg);
+    return e;
+}
+
 PyObject *rv_py_raise(rv_py_state *st, const rv_err *err) {
-    int i = -(int)err->code;
-    if (i < 1 || i >= RV_PY_N_STATUS) i = -RV_EINTERNAL;
-    PyObject *msg = PyUnicode_DecodeUTF8(err->msg, (Py_ssize_t)strlen(err->msg), "replace");
-    if (!msg) return NULL;
-    PyErr_SetObject(st->errors[i], msg);
-    Py_DECREF(msg);
+    PyObject *msg = message_of(err);
+    if (msg) PyErr_SetObject(class_of(st, err), msg);
+    Py_XDECREF(msg);
     return NULL;
+}
+
+PyObject *rv_py_counts(const rv_py_count *all, size_t n) {
+    PyObject *d = PyDict_New();
+    for (size_t i = 0; d && i < n; i++) {
+        PyObject *v = PyLong_FromUnsignedLongLong(all[i].value);
+        if (!v || PyDict_SetItemString(d, all[i].name, v) < 0) Py_CLEAR(d);
+        Py_XDECREF(v);
+    }
+    return d;
 }
 
 static int take_errors(rv_py_state *st) {
@@ -48,8 +71,8 @@ static int module_exec(PyObject *m) {
     if (take_errors(st) < 0) return -1;
     if (PyModule_AddStringConstant(m, "version", rv_version()) < 0) return -1;
     int (*const parts[])(PyObject *, rv_py_state *) = {
-        rv_py_add_array, rv_py_add_kernels, rv_py_add_gguf,    rv_py_add_tok,
-        rv_py_add_model, rv_py_add_session, rv_py_add_sampler, rv_py_add_store,
+        rv_py_add_array,   rv_py_add_kernels, rv_py_add_gguf,   rv_py_add_tok,   rv_py_add_model,
+        rv_py_add_session, rv_py_add_sampler, rv_py_add_engine, rv_py_add_store,
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         if (parts[i](m, st) < 0) return -1;
@@ -57,9 +80,9 @@ static int module_exec(PyObject *m) {
 }
 
 static PyObject **type_slots(rv_py_state *st, size_t i) {
-    PyTypeObject **const slots[] = {&st->array,   &st->gguf,    &st->tok,
-                                    &st->model,   &st->session, &st->cancel,
-                                    &st->sampler, &st->store,   &st->gguf_view};
+    PyTypeObject **const slots[] = {&st->array,   &st->gguf,     &st->tok,     &st->model,
+                                    &st->session, &st->cancel,   &st->sampler, &st->engine,
+                                    &st->store,   &st->gguf_view};
     return i < sizeof slots / sizeof slots[0] ? (PyObject **)slots[i] : NULL;
 }
 

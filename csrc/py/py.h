@@ -16,7 +16,8 @@ enum { RV_PY_N_STATUS = 11 };
 
 typedef struct rv_py_state {
     PyObject *errors[RV_PY_N_STATUS]; /* exception class of status -i; [0] is RuvllmError */
-    PyTypeObject *array, *gguf, *gguf_view, *tok, *model, *session, *cancel, *sampler, *store;
+    PyTypeObject *array, *gguf, *gguf_view, *tok, *model, *session, *cancel, *sampler, *engine,
+        *store;
 } rv_py_state;
 
 extern struct PyModuleDef rv_py_module;
@@ -27,8 +28,17 @@ rv_py_state *rv_py_state_of_module(PyObject *module);
 /* Make a heap type from spec, add it to the module under its name, and store it in *slot. */
 int rv_py_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **slot);
 
-/* Raise the exception of err; always returns NULL. */
+/* The exception of err, a new object. */
+PyObject *rv_py_error(rv_py_state *st, const rv_err *err);
+/* Raise it; always returns NULL. */
 PyObject *rv_py_raise(rv_py_state *st, const rv_err *err);
+
+/* A dict of counters. */
+typedef struct rv_py_count {
+    const char *name;
+    uint64_t value;
+} rv_py_count;
+PyObject *rv_py_counts(const rv_py_count *all, size_t n);
 
 /* A C-contiguous buffer of int32 (format "i" or "l" of 4 bytes), or any sequence of Python ints,
  * which is copied.  v->buf, v->len / 4.  Release with rv_py_release_i32. -1 with an exception set.
@@ -77,6 +87,22 @@ PyObject *rv_py_tok_wrap(rv_py_state *st, rv_tok *take);
 PyObject *rv_py_sampler_draw(rv_py_state *st, PyObject *sampler, const float *logits, size_t n,
                              uint64_t pos, PyObject *allow);
 
+/* Sampling parameters from the first RV_PY_N_PARAMS arguments of sampler_new, in its order; p
+ * borrows from the rest.  Release with rv_py_release_params.  -1 with an exception set. */
+enum { RV_PY_N_PARAMS = 13 };
+typedef struct rv_py_params {
+    rv_sample_params p;
+    rv_py_i32 ids;
+    float *bias;
+} rv_py_params;
+int rv_py_get_params(rv_py_state *st, PyObject *const *a, rv_py_params *out);
+void rv_py_release_params(rv_py_params *p);
+/* A mask over n_vocab tokens; of None v stays as it is, zeros.  Release v if it has an obj. */
+int rv_py_get_mask(rv_py_state *st, PyObject *o, size_t n_vocab, Py_buffer *v);
+/* Two tuples of n, new references.  -1 with an exception set. */
+int rv_py_tops(const int32_t *ids, const float *logprobs, size_t n, PyObject **ids_out,
+               PyObject **logprobs_out);
+
 typedef struct {
     PyObject_HEAD
     rv_sampler *h;
@@ -92,6 +118,7 @@ int rv_py_add_tok(PyObject *m, rv_py_state *st);
 int rv_py_add_model(PyObject *m, rv_py_state *st);
 int rv_py_add_session(PyObject *m, rv_py_state *st);
 int rv_py_add_sampler(PyObject *m, rv_py_state *st);
+int rv_py_add_engine(PyObject *m, rv_py_state *st);
 int rv_py_add_store(PyObject *m, rv_py_state *st);
 
 #endif

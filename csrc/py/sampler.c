@@ -91,11 +91,10 @@ enum {
     A_BIAS_IDS,
     A_BIAS,
     A_N_LOGPROBS,
-    A_N_VOCAB,
-    N_ARGS
 };
+_Static_assert(A_N_LOGPROBS + 1 == RV_PY_N_PARAMS, "what py.h says");
 
-static int get_params(rv_py_state *st, PyObject *const *a, rv_sample_params *p, int32_t *n_vocab) {
+static int get_numbers(rv_py_state *st, PyObject *const *a, rv_sample_params *p) {
     const struct {
         int i;
         const char *name;
@@ -114,40 +113,51 @@ static int get_params(rv_py_state *st, PyObject *const *a, rv_sample_params *p, 
     if (get_i32(st, a[A_TOP_K], "top_k", &p->top_k) < 0) return -1;
     if (get_i32(st, a[A_LAST_N], "penalty_last_n", &p->penalty_last_n) < 0) return -1;
     if (get_u64(st, a[A_SEED], "seed", &p->seed) < 0) return -1;
-    if (get_i32(st, a[A_N_LOGPROBS], "n_logprobs", &p->n_logprobs) < 0) return -1;
-    return get_i32(st, a[A_N_VOCAB], "n_vocab", n_vocab);
+    return get_i32(st, a[A_N_LOGPROBS], "n_logprobs", &p->n_logprobs);
+}
+
+int rv_py_get_params(rv_py_state *st, PyObject *const *a, rv_py_params *out) {
+    memset(out, 0, sizeof *out);
+    rv_sample_defaults(&out->p);
+    if (get_numbers(st, a, &out->p) < 0) return -1;
+    if (rv_py_get_i32(st, a[A_BIAS_IDS], &out->ids, "bias_ids") < 0) return -1;
+    out->bias = get_floats(st, a[A_BIAS], "bias", out->ids.n);
+    if (!out->bias) {
+        rv_py_release_params(out);
+        return -1;
+    }
+    out->p.bias_ids = out->ids.p;
+    out->p.bias = out->bias;
+    out->p.n_bias = out->ids.n;
+    return 0;
+}
+
+void rv_py_release_params(rv_py_params *p) {
+    rv_free(p->bias);
+    p->bias = NULL;
+    rv_py_release_i32(&p->ids);
 }
 
 static PyObject *sampler_new(PyObject *module, PyObject *const *a, Py_ssize_t n_args) {
     rv_py_state *st = rv_py_state_of_module(module);
-    if (n_args != N_ARGS)
-        return PyErr_Format(PyExc_TypeError, "sampler_new: takes %d arguments, found %zd", N_ARGS,
-                            n_args);
-    rv_sample_params p;
-    rv_sample_defaults(&p);
+    if (n_args != RV_PY_N_PARAMS + 1)
+        return PyErr_Format(PyExc_TypeError, "sampler_new: takes %d arguments, found %zd",
+                            RV_PY_N_PARAMS + 1, n_args);
+    rv_py_params p;
     int32_t n_vocab;
-    rv_py_i32 ids;
-    if (get_params(st, a, &p, &n_vocab) < 0) return NULL;
-    if (rv_py_get_i32(st, a[A_BIAS_IDS], &ids, "bias_ids") < 0) return NULL;
-    float *bias = get_floats(st, a[A_BIAS], "bias", ids.n);
-    PyObject *o = NULL;
-    if (bias) {
-        p.bias_ids = ids.p;
-        p.bias = bias;
-        p.n_bias = ids.n;
-        allocfunc alloc = (allocfunc)PyType_GetSlot(st->sampler, Py_tp_alloc);
-        o = alloc(st->sampler, 0);
-    }
+    if (get_i32(st, a[RV_PY_N_PARAMS], "n_vocab", &n_vocab) < 0) return NULL;
+    if (rv_py_get_params(st, a, &p) < 0) return NULL;
+    allocfunc alloc = (allocfunc)PyType_GetSlot(st->sampler, Py_tp_alloc);
+    PyObject *o = alloc(st->sampler, 0);
     if (o) {
         rv_err err = {0};
         ((rv_py_sampler *)o)->n_vocab = n_vocab;
-        if (rv_sampler_new(&((rv_py_sampler *)o)->h, &p, n_vocab, &err) != RV_OK) {
+        if (rv_sampler_new(&((rv_py_sampler *)o)->h, &p.p, n_vocab, &err) != RV_OK) {
             Py_CLEAR(o);
             rv_py_raise(st, &err);
         }
     }
-    rv_free(bias);
-    rv_py_release_i32(&ids);
+    rv_py_release_params(&p);
     return o;
 }
 
@@ -188,23 +198,31 @@ static PyObject *sampler_accept(PyObject *o, PyObject *arg) {
     Py_RETURN_NONE;
 }
 
-static PyObject *sampled(const rv_sampled *r) {
-    PyObject *ids = PyTuple_New((Py_ssize_t)r->n_top);
-    PyObject *logprobs = PyTuple_New((Py_ssize_t)r->n_top);
-    for (size_t i = 0; ids && logprobs && i < r->n_top; i++) {
-        PyObject *id = PyLong_FromLong(r->top_ids[i]);
-        PyObject *logprob = PyFloat_FromDouble(r->top_logprobs[i]);
-        if (id && logprob && PyTuple_SetItem(ids, (Py_ssize_t)i, id) == 0) {
-            if (PyTuple_SetItem(logprobs, (Py_ssize_t)i, logprob) == 0) continue;
+int rv_py_tops(const int32_t *ids, const float *logprobs, size_t n, PyObject **ids_out,
+               PyObject **logprobs_out) {
+    PyObject *t = *ids_out = PyTuple_New((Py_ssize_t)n);
+    PyObject *p = *logprobs_out = PyTuple_New((Py_ssize_t)n);
+    for (size_t i = 0; t && p && i < n; i++) {
+        PyObject *id = PyLong_FromLong(ids[i]);
+        PyObject *logprob = PyFloat_FromDouble(logprobs[i]);
+        if (id && logprob && PyTuple_SetItem(t, (Py_ssize_t)i, id) == 0) {
+            if (PyTuple_SetItem(p, (Py_ssize_t)i, logprob) == 0) continue;
         } else {
             Py_XDECREF(logprob);
         }
-        Py_CLEAR(ids);
+        Py_CLEAR(t);
     }
-    if (ids && logprobs) return Py_BuildValue("(idNN)", r->id, (double)r->logprob, ids, logprobs);
-    Py_XDECREF(ids);
-    Py_XDECREF(logprobs);
-    return NULL;
+    if (t && p) return 0;
+    Py_XDECREF(t);
+    Py_XDECREF(p);
+    *ids_out = *logprobs_out = NULL;
+    return -1;
+}
+
+static PyObject *sampled(const rv_sampled *r) {
+    PyObject *ids, *logprobs;
+    if (rv_py_tops(r->top_ids, r->top_logprobs, r->n_top, &ids, &logprobs) < 0) return NULL;
+    return Py_BuildValue("(idNN)", r->id, (double)r->logprob, ids, logprobs);
 }
 
 /* A C-contiguous buffer of n items of 4 bytes whose format is one of the letters. */
@@ -221,6 +239,12 @@ static int get_words(rv_py_state *st, PyObject *o, Py_buffer *v, const char *wha
     return -1;
 }
 
+int rv_py_get_mask(rv_py_state *st, PyObject *o, size_t n_vocab, Py_buffer *v) {
+    if (o == Py_None) return 0;
+    return get_words(st, o, v, "allow", "iIlL", "int32 or uint32 words",
+                     (Py_ssize_t)((n_vocab + 31) / 32));
+}
+
 PyObject *rv_py_sampler_draw(rv_py_state *st, PyObject *o, const float *logits, size_t n,
                              uint64_t pos, PyObject *mask) {
     rv_py_sampler *s = (rv_py_sampler *)o;
@@ -233,9 +257,7 @@ PyObject *rv_py_sampler_draw(rv_py_state *st, PyObject *o, const float *logits, 
                 s->n_vocab, n);
         return rv_py_raise(st, &err);
     }
-    if (mask != Py_None && get_words(st, mask, &allow, "allow", "iIlL", "int32 or uint32 words",
-                                     (s->n_vocab + 31) / 32) < 0)
-        return NULL;
+    if (rv_py_get_mask(st, mask, (size_t)s->n_vocab, &allow) < 0) return NULL;
     if (sampler_enter(st, s) == 0) {
         rv_status rc;
         Py_BEGIN_ALLOW_THREADS

@@ -17,6 +17,7 @@
 #include "base/base.h"
 #include "sample/philox.h"
 #include "sample/rank.h"
+#include "sample/sampler.h"
 
 enum { MAX_LOGPROBS = 100, MAX_LAST_N = 1 << 20 };
 
@@ -25,9 +26,8 @@ struct rv_sampler {
     int32_t *bias_ids;
     float *bias;
     size_t n_vocab;
-    float *x;       /* [n_vocab] logits after bias, penalties and mask */
-    uint64_t *keys; /* [n_vocab] candidates; NULL when greedy */
-    uint64_t *top;  /* [n_logprobs] */
+    rv_sample_area own; /* empty in a bare one */
+    uint64_t *top;      /* [n_logprobs] */
     int32_t *top_ids;
     float *top_logprobs;
     int32_t *count; /* [n_vocab] occurrences in the window; NULL when penalties are off */
@@ -84,25 +84,31 @@ static rv_status check_id(const char *what, size_t i, int32_t id, size_t n_vocab
     return rv_fail(err, RV_EARG, "%s[%zu]: is %d, want 0 to %zu", what, i, id, n_vocab - 1);
 }
 
-/* x serves as the table of ids seen; it holds nothing yet. */
-static rv_status take_bias(rv_sampler *s, const rv_sample_params *p, rv_err *err) {
-    memset(s->x, 0, s->n_vocab * sizeof *s->x);
-    for (size_t i = 0; i < p->n_bias; i++) {
-        rv_status st = check_id("bias_ids", i, p->bias_ids[i], s->n_vocab, err);
-        if (st != RV_OK) return st;
-        float b = p->bias[i];
-        if (isnan(b) || b == INFINITY)
-            return rv_fail(err, RV_EARG, "bias[%zu]: is %s, want a finite number or -inf", i,
-                           isnan(b) ? "nan" : "inf");
-        float *seen = &s->x[p->bias_ids[i]];
-        if (*seen != 0)
-            return rv_fail(err, RV_EARG, "bias_ids[%zu]: %d is there twice, want distinct ids", i,
-                           p->bias_ids[i]);
-        *seen = 1;
-        s->bias_ids[i] = p->bias_ids[i];
-        s->bias[i] = b;
-    }
+static rv_status take_one_bias(rv_sampler *s, const rv_sample_params *p, size_t i, bool *seen,
+                               rv_err *err) {
+    rv_status st = check_id("bias_ids", i, p->bias_ids[i], s->n_vocab, err);
+    if (st != RV_OK) return st;
+    float b = p->bias[i];
+    if (isnan(b) || b == INFINITY)
+        return rv_fail(err, RV_EARG, "bias[%zu]: is %s, want a finite number or -inf", i,
+                       isnan(b) ? "nan" : "inf");
+    if (seen[p->bias_ids[i]])
+        return rv_fail(err, RV_EARG, "bias_ids[%zu]: %d is there twice, want distinct ids", i,
+                       p->bias_ids[i]);
+    seen[p->bias_ids[i]] = true;
+    s->bias_ids[i] = p->bias_ids[i];
+    s->bias[i] = b;
     return RV_OK;
+}
+
+static rv_status take_bias(rv_sampler *s, const rv_sample_params *p, rv_err *err) {
+    if (p->n_bias == 0) return RV_OK;
+    bool *seen = rv_calloc(s->n_vocab, sizeof *seen);
+    if (!seen) return rv_fail(err, RV_ENOMEM, "sampler: out of memory");
+    rv_status st = RV_OK;
+    for (size_t i = 0; st == RV_OK && i < p->n_bias; i++) st = take_one_bias(s, p, i, seen, err);
+    rv_free(seen);
+    return st;
 }
 
 static bool has_penalties(const rv_sample_params *p) {
@@ -115,11 +121,22 @@ static size_t n_reported(const rv_sample_params *p) {
     return p->n_logprobs > 0 ? (size_t)p->n_logprobs : 0;
 }
 
+bool rv_sample_area_init(rv_sample_area *a, size_t n_vocab, bool with_keys) {
+    a->x = rv_malloc(n_vocab * sizeof *a->x);
+    a->keys = with_keys ? rv_malloc(n_vocab * sizeof *a->keys) : NULL;
+    return a->x && (a->keys || !with_keys);
+}
+
+void rv_sample_area_deinit(rv_sample_area *a) {
+    rv_free(a->x);
+    rv_free(a->keys);
+    *a = (rv_sample_area){0};
+}
+
 static bool alloc_arrays(rv_sampler *s) {
     const rv_sample_params *p = &s->p;
     size_t n = s->n_vocab, n_top = n_reported(p), n_last = (size_t)p->penalty_last_n;
-    bool ok = (s->x = rv_malloc(n * sizeof *s->x)) != NULL;
-    if (p->temperature > 0) ok = ok && (s->keys = rv_malloc(n * sizeof *s->keys));
+    bool ok = true;
     if (p->n_bias > 0) {
         ok = ok && (s->bias_ids = rv_malloc(p->n_bias * sizeof *s->bias_ids));
         ok = ok && (s->bias = rv_malloc(p->n_bias * sizeof *s->bias));
@@ -136,8 +153,8 @@ static bool alloc_arrays(rv_sampler *s) {
     return ok;
 }
 
-rv_status rv_sampler_new(rv_sampler **out, const rv_sample_params *p, int32_t n_vocab,
-                         rv_err *err) {
+rv_status rv_sampler_new_bare(rv_sampler **out, const rv_sample_params *p, int32_t n_vocab,
+                              rv_err *err) {
     rv_err_clear(err);
     *out = NULL;
     rv_status st = check_params(p, err);
@@ -163,11 +180,21 @@ rv_status rv_sampler_new(rv_sampler **out, const rv_sample_params *p, int32_t n_
     return RV_OK;
 }
 
+rv_status rv_sampler_new(rv_sampler **out, const rv_sample_params *p, int32_t n_vocab,
+                         rv_err *err) {
+    rv_status st = rv_sampler_new_bare(out, p, n_vocab, err);
+    if (st != RV_OK || rv_sample_area_init(&(*out)->own, (size_t)n_vocab, p->temperature > 0))
+        return st;
+    rv_sampler_free(out);
+    return rv_fail(err, RV_ENOMEM, "sampler: out of memory for a vocabulary of %d", n_vocab);
+}
+
 void rv_sampler_free(rv_sampler **s) {
     if (!s || !*s) return;
-    void *const own[] = {(*s)->bias_ids, (*s)->bias,         (*s)->x,     (*s)->keys, (*s)->top,
-                         (*s)->top_ids,  (*s)->top_logprobs, (*s)->count, (*s)->ring};
+    void *const own[] = {(*s)->bias_ids,     (*s)->bias,  (*s)->top, (*s)->top_ids,
+                         (*s)->top_logprobs, (*s)->count, (*s)->ring};
     for (size_t i = 0; i < RV_COUNT(own); i++) rv_free(own[i]);
+    rv_sample_area_deinit(&(*s)->own);
     rv_free(*s);
     *s = NULL;
 }
@@ -246,35 +273,36 @@ static float bounded(float before, float after) {
     return after > 0 ? FLT_MAX : -FLT_MAX;
 }
 
-static void apply_penalties(const rv_sampler *s) {
+static void apply_penalties(const rv_sampler *s, float *all) {
     const rv_sample_params *p = &s->p;
     for (size_t i = 0; i < s->n_vocab; i++) {
         if (s->count[i] == 0) continue;
-        const float x = s->x[i];
+        const float x = all[i];
         float v = x > 0 ? x / p->repeat_penalty : x * p->repeat_penalty;
         v -= (float)s->count[i] * p->frequency_penalty + p->presence_penalty;
-        s->x[i] = bounded(x, v);
+        all[i] = bounded(x, v);
     }
 }
 
-static void apply_mask(const rv_sampler *s, const uint32_t *allow) {
-    for (size_t i = 0; i < s->n_vocab; i++)
-        if (!(allow[i / 32] >> (i % 32) & 1)) s->x[i] = -INFINITY;
+static void apply_mask(float *x, size_t n, const uint32_t *allow) {
+    for (size_t i = 0; i < n; i++)
+        if (!(allow[i / 32] >> (i % 32) & 1)) x[i] = -INFINITY;
 }
 
 /* The logits to choose from: the caller's own array when nothing changes them. */
-static const float *adjust(rv_sampler *s, const float *logits, const uint32_t *allow) {
+static const float *adjust(const rv_sampler *s, float *x, const float *logits,
+                           const uint32_t *allow) {
     const rv_sample_params *p = &s->p;
     if (!p->n_bias && !s->count && !allow) return logits;
-    memcpy(s->x, logits, s->n_vocab * sizeof *s->x);
+    memcpy(x, logits, s->n_vocab * sizeof *x);
     for (size_t i = 0; i < p->n_bias; i++) {
-        float *v = &s->x[p->bias_ids[i]];
+        float *v = &x[p->bias_ids[i]];
         /* A ban beats +inf. */
         *v = p->bias[i] == -INFINITY ? -INFINITY : bounded(*v, *v + p->bias[i]);
     }
-    if (s->count) apply_penalties(s);
-    if (allow) apply_mask(s, allow);
-    return s->x;
+    if (s->count) apply_penalties(s, x);
+    if (allow) apply_mask(x, s->n_vocab, allow);
+    return x;
 }
 
 /* ---- the chain ---- */
@@ -387,14 +415,15 @@ static int32_t draw(chain *c, double t, double u) {
     return id;
 }
 
-static int32_t choose(rv_sampler *s, const float *x, float max, uint64_t pos) {
+static int32_t choose(const rv_sampler *s, uint64_t *keys, const float *x, float max,
+                      uint64_t pos) {
     const rv_sample_params *p = &s->p;
     if (p->temperature == 0) {
         size_t i = 0;
         while (x[i] != max) i++;
         return (int32_t)i;
     }
-    chain c = {.keys = s->keys, .max = max};
+    chain c = {.keys = keys, .max = max};
     if (p->top_k > 0 && (size_t)p->top_k < s->n_vocab) {
         c.n = rv_rank_best(c.keys, (size_t)p->top_k, x, s->n_vocab);
         c.sorted = true;
@@ -409,8 +438,8 @@ static int32_t choose(rv_sampler *s, const float *x, float max, uint64_t pos) {
     return draw(&c, p->temperature, rv_philox_uniform(p->seed, pos));
 }
 
-rv_status rv_sampler_sample(rv_sampler *s, const float *logits, uint64_t pos, const uint32_t *allow,
-                            rv_sampled *out, rv_err *err) {
+rv_status rv_sampler_sample_in(rv_sampler *s, const rv_sample_area *a, const float *logits,
+                               uint64_t pos, const uint32_t *allow, rv_sampled *out, rv_err *err) {
     rv_err_clear(err);
     bool has_nan;
     float raw_max = scan(logits, s->n_vocab, &has_nan);
@@ -419,7 +448,7 @@ rv_status rv_sampler_sample(rv_sampler *s, const float *logits, uint64_t pos, co
         while (!isnan(logits[i])) i++;
         return rv_fail(err, RV_EARG, "logits[%zu]: is nan, want a number", i);
     }
-    const float *x = adjust(s, logits, allow);
+    const float *x = adjust(s, a->x, logits, allow);
     float max = x == logits ? raw_max : scan(x, s->n_vocab, &has_nan);
     if (max == -INFINITY)
         return rv_fail(err, RV_ESTATE,
@@ -433,7 +462,7 @@ rv_status rv_sampler_sample(rv_sampler *s, const float *logits, uint64_t pos, co
         s->top_ids[i] = rv_rank_id(s->top[i]);
         s->top_logprobs[i] = logprob(rv_rank_value(s->top[i]), raw_max, lse);
     }
-    int32_t id = choose(s, x, max, pos);
+    int32_t id = choose(s, a->keys, x, max, pos);
     remember(s, id);
     *out = (rv_sampled){.id = id,
                         .logprob = logprob(logits[id], raw_max, lse),
@@ -441,4 +470,9 @@ rv_status rv_sampler_sample(rv_sampler *s, const float *logits, uint64_t pos, co
                         .top_logprobs = s->top_logprobs,
                         .n_top = n_top};
     return RV_OK;
+}
+
+rv_status rv_sampler_sample(rv_sampler *s, const float *logits, uint64_t pos, const uint32_t *allow,
+                            rv_sampled *out, rv_err *err) {
+    return rv_sampler_sample_in(s, &s->own, logits, pos, allow, out, err);
 }

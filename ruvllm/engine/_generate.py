@@ -9,35 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ruvllm import _core
 from ruvllm._errors import CancelledError, FullError, RuvllmError, StateError
-from ruvllm.engine._params import SamplingParams
-from ruvllm.engine._stream import TextStream
-from ruvllm.engine.results import Chunk, FinishReason, GenerationResult, Timings, TokenLogprob
-from ruvllm.engine.tokenizer import Tokenizer
+from ruvllm.engine._record import Record
+from ruvllm.engine._reply import Reply
+from ruvllm.engine.results import Chunk, FinishReason, GenerationResult
 
 _PREFILL_STEP = 512  # tokens per call into the core, so that Ctrl-C is heard during a long prompt
-
-
-class Constraint(Protocol):
-    """What a grammar tells the sampler at each position."""
-
-    def mask(self) -> NDArray[np.int32]:
-        """A buffer of ceil(n_vocab / 32) words, bit i % 32 of word i // 32 allows token i."""
-
-    def commit(self, token: int) -> None:
-        """Move on by one token."""
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing may follow."""
 
 
 class Generation(Iterator[Chunk]):
@@ -50,35 +31,23 @@ class Generation(Iterator[Chunk]):
     def __init__(
         self,
         model: _core.Model,
-        tokenizer: Tokenizer | None,
-        prompt: list[int],
-        params: SamplingParams,
+        reply: Reply,
         *,
         n_ctx: int,
         cancel: _core.Cancel,
-        constraint: Constraint | None,
-        record: Callable[[GenerationResult, RuvllmError | None], str | None],
+        record: Record,
     ) -> None:
-        if len(prompt) > n_ctx:
+        if len(reply.prompt) > n_ctx:
             raise FullError(
-                f"prompt: has {len(prompt)} tokens, want at most the context of {n_ctx}"
+                f"prompt: has {len(reply.prompt)} tokens, want at most the context of {n_ctx}"
             )
-        self._tokenizer = tokenizer
-        self._prompt = prompt
-        self._params = params
+        self._reply = reply
         self._cancel = cancel
-        self._constraint = constraint
         self._record = record
-        self._sampler = params.sampler(int(model.info()["n_vocab"]))
-        self._sampler.accept(prompt)
+        self._sampler = reply.params.sampler(int(model.info()["n_vocab"]))
+        self._sampler.accept(reply.prompt)
         self._session = _core.session_new(model, n_ctx)
-        self._text = TextStream(tokenizer.piece if tokenizer else _no_text, params.stop)
-        self._tokens: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._shown: list[str] = []
         self._result: GenerationResult | None = None
-        self._started = time.perf_counter()
-        self._prefilled = self._first = 0.0
 
     # -- what callers use ---------------------------------------------------------------------
 
@@ -120,7 +89,7 @@ class Generation(Iterator[Chunk]):
         try:
             return self._step()
         except CancelledError:
-            return self._finish("cancelled")
+            return self._reply.chunk(self._finish("cancelled"), False)
         except RuvllmError as e:
             self._finish("error", error=e)
             raise
@@ -131,82 +100,31 @@ class Generation(Iterator[Chunk]):
     # -- how it works -------------------------------------------------------------------------
 
     def _prefill(self) -> None:
-        for i in range(0, len(self._prompt), _PREFILL_STEP):
-            self._session.eval(self._prompt[i : i + _PREFILL_STEP], False, self._cancel)
-        self._prefilled = time.perf_counter()
+        prompt = self._reply.prompt
+        for i in range(0, len(prompt), _PREFILL_STEP):
+            self._session.eval(prompt[i : i + _PREFILL_STEP], False, self._cancel)
+        self._reply.prefilled = time.perf_counter()
 
     def _step(self) -> Chunk:
-        if not self._prefilled:
+        reply = self._reply
+        if not reply.prefilled:
             self._prefill()
-            if self._params.max_tokens == 0:
-                return self._finish("length")
+            if reply.params.max_tokens == 0:
+                return reply.chunk(self._finish("length"), False)
         elif self._session.room() == 0:
-            return self._finish("length")
+            return reply.chunk(self._finish("length"), False)
         else:
-            self._session.eval(self._tokens[-1:], False, self._cancel)
-        token = self._sample()
-        if self._is_end(token):
-            return self._finish("stop", (token,))
-        text = self._text.push(token)
-        self._shown.append(text)
-        if self._text.stop_hit is not None or (self._constraint and self._constraint.done):
-            return self._finish("stop", (token,), text)
-        if len(self._tokens) == self._params.max_tokens:
-            return self._finish("length", (token,), text)
-        return Chunk(text, (token,), tuple(self._logprobs[-1:]))
+            self._session.eval(reply.tokens[-1:], False, self._cancel)
+        drawn = self._session.sample(self._sampler, len(reply.tokens), reply.mask())
+        text, reason = reply.add(*drawn)
+        if reason is not None:
+            text += self._finish(reason)
+        return reply.chunk(text)
 
-    def _sample(self) -> int:
-        mask = None if self._constraint is None else self._constraint.mask()
-        token, logprob, ids, logprobs = self._session.sample(self._sampler, len(self._tokens), mask)
-        if not self._tokens:
-            self._first = time.perf_counter()
-        self._tokens.append(token)
-        if self._params.logprobs is not None:
-            top = tuple(zip(ids, logprobs, strict=True))
-            self._logprobs.append(TokenLogprob(token, logprob, top))
-        if self._constraint is not None:
-            self._constraint.commit(token)
-        return token
-
-    def _is_end(self, token: int) -> bool:
-        if self._tokenizer is None or self._params.ignore_eos:
-            return False
-        return self._tokenizer.is_end(token)
-
-    def _finish(
-        self,
-        reason: FinishReason,
-        tokens: tuple[int, ...] = (),
-        text: str = "",
-        error: RuvllmError | None = None,
-    ) -> Chunk:
-        tail = self._text.finish()
-        self._shown.append(tail)
-        end = time.perf_counter()
-        prefilled = self._prefilled or end
+    def _finish(self, reason: FinishReason, error: RuvllmError | None = None) -> str:
+        tail = self._reply.tail()
         self._session.close()
-        assert self._params.seed is not None
-        result = GenerationResult(
-            text="".join(self._shown),
-            tokens=tuple(self._tokens),
-            finish_reason=reason,
-            stop=self._text.stop_hit,
-            prompt_tokens=tuple(self._prompt),
-            seed=self._params.seed,
-            timings=Timings(
-                prefill_ms=1e3 * (prefilled - self._started),
-                first_token_ms=1e3 * ((self._first or end) - self._started),
-                generation_ms=1e3 * (end - prefilled),
-                total_ms=1e3 * (end - self._started),
-                n_prompt=len(self._prompt),
-                n_generated=len(self._tokens),
-            ),
-            logprobs=tuple(self._logprobs),
-        )
+        result = self._reply.result(reason)
         self._result = result  # so that a recorder that fails does not lose the reply
         self._result = dataclasses.replace(result, witness_id=self._record(result, error))
-        return Chunk(text + tail, tokens, tuple(self._logprobs[-1:]) if tokens else ())
-
-
-def _no_text(token: int) -> bytes:
-    return b""
+        return tail

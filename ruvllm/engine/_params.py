@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ruvllm import _core
@@ -52,17 +52,21 @@ class SamplingParams:
         if not isinstance(self.logit_bias, Mapping):
             raise ArgumentError(f"logit_bias: is {self.logit_bias!r}, want a mapping of id to bias")
 
-    def sampler(self, n_vocab: int) -> _core.Sampler:
-        """A sampler of the core; ArgumentError names what is out of range."""
+    def core(self) -> _core._SampleParams:
+        """The arguments of the core's samplers, whose ranges it checks."""
         ids = [int(i) for i in self.logit_bias]
         bias = [float(b) for b in self.logit_bias.values()]
         assert self.seed is not None
-        return _core.sampler_new(
+        return (
             self.temperature, self.top_k, self.top_p, self.min_p, self.typical_p,
             self.repeat_penalty, self.frequency_penalty, self.presence_penalty,
             self.penalty_last_n, self.seed, ids, bias,
-            -1 if self.logprobs is None else self.logprobs, n_vocab,
+            -1 if self.logprobs is None else self.logprobs,
         )  # fmt: skip
+
+    def sampler(self, n_vocab: int) -> _core.Sampler:
+        """A sampler of the core; ArgumentError names what is out of range."""
+        return _core.sampler_new(*self.core(), n_vocab)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers for the witness log; ``from_dict`` reads them back."""
@@ -87,3 +91,9 @@ def check_whole(name: str, value: object, lo: int, hi: int) -> None:
         raise ArgumentError(f"{name}: is {value!r}, want an integer {lo} .. {hi}")
     if not lo <= value <= hi:
         raise ArgumentError(f"{name}: is {value}, want {lo} .. {hi}")
+
+
+def check_one_of(name: str, value: object, known: Collection[str | None]) -> None:
+    """Raise ArgumentError unless ``value`` is one of ``known``."""
+    if not (value is None or isinstance(value, str)) or value not in known:
+        raise ArgumentError(f"{name}: is {value!r}, want one of {', '.join(map(str, known))}")

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ruvllm.engine.model import Model
 
 
+#: Records a result (and the error that ended it), gives the id of the entry, or None.
+Record = Callable[[GenerationResult, RuvllmError | None], str | None]
+
+
 class Recorder:
     """Writes the entries of one model."""
 
@@ -44,7 +48,7 @@ class Recorder:
         session_id: str | None,
         user_id: str | None,
         tags: Sequence[str] | None,
-    ) -> Callable[[GenerationResult, RuvllmError | None], str | None]:
+    ) -> Record:
         """A function that records one result and returns the entry's id, or None."""
 
         def record(result: GenerationResult, error: RuvllmError | None) -> str | None:
@@ -172,7 +176,7 @@ def replay(entry: WitnessEntry, model: Model) -> Replay:
     kept = SamplingParams.from_dict(params)
     # A reply that was cut short is compared as far as it went.
     options = {f.name: getattr(kept, f.name) for f in dataclasses.fields(kept)}
-    if entry.finish_reason in ("cancelled", "error"):
+    if entry.finish_reason in ("cancelled", "deadline", "error"):
         options["max_tokens"] = len(expected)
     found = model.generate(entry.prompt_ids, **options).tokens
     differ = [i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b]

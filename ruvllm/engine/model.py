@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ruvllm import _core
 from ruvllm._errors import ArgumentError, StateError, UnsupportedError
-from ruvllm.engine._generate import Constraint, Generation
+from ruvllm.engine._generate import Generation
 from ruvllm.engine._notice import notice_speed
-from ruvllm.engine._params import SamplingParams, check_whole
-from ruvllm.engine._record import Recorder
+from ruvllm.engine._params import SamplingParams, check_one_of, check_whole
+from ruvllm.engine._record import Record, Recorder
+from ruvllm.engine._reply import Constraint, Reply
 from ruvllm.engine._tune import tuned_threads
 from ruvllm.engine.results import Chunk, GenerationResult
 from ruvllm.engine.tokenizer import Tokenizer, need_tokenizer
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ruvllm")
 _T = TypeVar("_T")
 _KV_TYPES = {"auto": 0, "f16": 1, "f32": 2, "q8_0": 3, "q4_0": 4}
+_KV_STORES = {None: 0, "q8_0": 3, "q4_0": 4}
+_KV_FITS = {"first": 0, "best": 1, "round_robin": 2}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,6 +69,34 @@ class ModelInfo:
     main_type: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class KVStats:
+    """Memory of the keys, values and recurrent states of all sequences of a model.
+
+    budget_bytes: most that may be held.  held_bytes, peak_bytes: now, and the most it ever was.
+    used_bytes: of pages that something refers to.  n_pages, n_pages_free: with such a reference,
+    and without one in held memory.  n_evictable: pages kept for nobody but requests to come.
+    n_evicted: pages of that kind that had to go.  n_nodes: of the tree of known prefixes.
+    n_sequences: alive.  n_looked_up, n_hit: prompt tokens asked for, and found.  n_migrated:
+    blocks moved to the store type.  n_copied: pages copied because another sequence shared them.
+    """
+
+    budget_bytes: int
+    held_bytes: int
+    peak_bytes: int
+    used_bytes: int
+    n_pages: int
+    n_pages_free: int
+    n_evictable: int
+    n_evicted: int
+    n_nodes: int
+    n_sequences: int
+    n_looked_up: int
+    n_hit: int
+    n_migrated: int
+    n_copied: int
+
+
 def bundled_model() -> str:
     """Path of the small model that comes with the package."""
     from importlib.resources import files
@@ -82,6 +113,12 @@ class Model:
     default; memory grows with use.  n_batch: tokens per prefill chunk, 1 .. 4096; None: 128; never
     changes a result.  kv_type: how keys and values are kept, "f32", "f16", "q8_0", "q4_0" (the last
     two want a head size that is a multiple of 32), or "auto": F32 for F32 weights, else F16.
+    kv_budget: bytes that keys and values of all requests may take; None: half of the memory that is
+    available.  kv_store: "q8_0" or "q4_0": positions older than the last kv_tail move to that type
+    (kv_type is then "f16" or "f32"), kv_batch at a time, both multiples of 64; None: none do.
+    kv_rotate: keys are rotated before they are stored so, which costs little and loses less.
+    kv_fit: which free page is taken, "first", "best" or "round_robin"; never changes a result.
+    share_prefix: requests that begin alike share what is computed of it; never changes a result.
     prefault: read the whole file now instead of on first use; progress is then called with 0..1.
     repack: hold quantised weights a second time in the order the kernels read, which makes
     decoding faster and changes no result; None: where that leaves half of the memory free.
@@ -106,10 +143,24 @@ class Model:
         repack: bool | None = None,
         chat_template: str | None = None,
         witness: bool | WitnessLog = True,
+        kv_budget: int | None = None,
+        kv_store: Literal["q8_0", "q4_0"] | None = None,
+        kv_rotate: bool = True,
+        kv_tail: int = 256,
+        kv_batch: int = 64,
+        kv_fit: Literal["first", "best", "round_robin"] = "first",
+        share_prefix: bool = True,
     ) -> None:
-        if kv_type not in _KV_TYPES:
-            raise ArgumentError(f"kv_type: is {kv_type!r}, want one of {', '.join(_KV_TYPES)}")
-        for name, value, most in (("n_threads", n_threads, 256), ("n_batch", n_batch, 4096)):
+        check_one_of("kv_type", kv_type, _KV_TYPES)
+        check_one_of("kv_store", kv_store, _KV_STORES)
+        check_one_of("kv_fit", kv_fit, _KV_FITS)
+        for name, value, most in (
+            ("n_threads", n_threads, 256),
+            ("n_batch", n_batch, 4096),
+            ("kv_budget", kv_budget, 2**63 - 1),
+            ("kv_tail", kv_tail, 2**31 - 64),
+            ("kv_batch", kv_batch, 2**31 - 64),
+        ):
             if value is not None:
                 check_whole(name, value, 1, most)
         self.path = os.fspath(path) if path is not None else bundled_model()
@@ -122,6 +173,13 @@ class Model:
             prefault,
             progress,
             0 if repack is None else 2 if repack else 1,
+            kv_budget or 0,
+            _KV_STORES[kv_store],
+            kv_rotate,
+            kv_tail,
+            kv_batch,
+            _KV_FITS[kv_fit],
+            share_prefix,
         )
         fields = self._core.info()
         names = {number: name for name, (number, _, _) in _core.dtypes().items()}
@@ -183,14 +241,7 @@ class Model:
         Raises ArgumentError for an option out of range, FullError when the prompt is longer than
         the context, UnsupportedError for a model that does not generate.
         """
-        special = options.pop("special", False)
-        bos = options.pop("bos", None)
-        if isinstance(prompt, (str, bytes)):
-            text = prompt if isinstance(prompt, str) else prompt.decode("utf-8", "replace")
-            ids = need_tokenizer(self.tokenizer, self.path).encode(prompt, bos, False, special)
-        else:
-            text, ids = None, _ids(prompt)
-        return self._start(ids, text, stream, options)
+        return self._start(*self._prompt(prompt, options), stream, options)
 
     @overload
     def chat(
@@ -315,6 +366,11 @@ class Model:
         return self._open().repacked_bytes()
 
     @property
+    def kv_stats(self) -> KVStats:
+        """Memory of keys and values now, and how it was used since the model was opened."""
+        return KVStats(**self._open().kv_stats())
+
+    @property
     def chat_template(self) -> str | None:
         """Jinja source of the template ``chat`` uses, or None: the model then has no chat."""
         if self._template_source is not None:
@@ -375,6 +431,16 @@ class Model:
             )
         return self._template
 
+    def _prompt(
+        self, prompt: str | bytes | Sequence[int], options: dict[str, Any]
+    ) -> tuple[list[int], str | None]:
+        special = options.pop("special", False)
+        bos = options.pop("bos", None)
+        if not isinstance(prompt, (str, bytes)):
+            return _ids(prompt), None
+        text = prompt if isinstance(prompt, str) else prompt.decode("utf-8", "replace")
+        return need_tokenizer(self.tokenizer, self.path).encode(prompt, bos, False, special), text
+
     def _render(
         self, messages: Sequence[Mapping[str, Any]], options: dict[str, Any]
     ) -> tuple[list[int], str]:
@@ -404,13 +470,12 @@ class Model:
             self._vocab = ModelVocab(tokenizer, self.info.n_vocab)
         return Grammar(self._vocab, **given)
 
-    def _start(
-        self, ids: list[int], text: str | None, stream: bool, options: dict[str, Any]
-    ) -> GenerationResult | Generation:
-        core = self._open()
+    def _prepare(
+        self, ids: list[int], text: str | None, options: dict[str, Any], what: str
+    ) -> tuple[Reply, Record]:
+        self._open()
         if not ids:
             raise ArgumentError("prompt: has no tokens, want at least 1")
-        cancel = options.pop("cancel", None) or _core.Cancel()
         about = {k: options.pop(k, None) for k in ("session_id", "user_id", "tags")}
         constraint = self._constraint(options)
         try:
@@ -420,17 +485,16 @@ class Model:
             wrong = sorted(set(options) - known)
             if not wrong:
                 raise
-            raise ArgumentError(f"{wrong[0]}: is not an option of generate") from None
-        generation = Generation(
-            core,
-            self.tokenizer,
-            ids,
-            params,
-            n_ctx=self.n_ctx,
-            cancel=cancel,
-            constraint=constraint,
-            record=self._recorder.recorder(text, params, constraint is not None, **about),
-        )
+            raise ArgumentError(f"{wrong[0]}: is not an option of {what}") from None
+        record = self._recorder.recorder(text, params, constraint is not None, **about)
+        return Reply(self.tokenizer, ids, params, constraint), record
+
+    def _start(
+        self, ids: list[int], text: str | None, stream: bool, options: dict[str, Any]
+    ) -> GenerationResult | Generation:
+        cancel = options.pop("cancel", None) or _core.Cancel()
+        reply, record = self._prepare(ids, text, options, "generate")
+        generation = Generation(self._open(), reply, n_ctx=self.n_ctx, cancel=cancel, record=record)
         return generation if stream else generation.run()
 
 

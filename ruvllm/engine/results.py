@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,7 +23,10 @@ class TokenLogprob:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Timings:
-    """Wall-clock times of one request, in milliseconds."""
+    """Wall-clock times of one request, in milliseconds.
+
+    Of a request of an Engine, prefill_ms is the time to the first token: waiting is in it.
+    """
 
     prefill_ms: float
     first_token_ms: float
@@ -58,12 +61,15 @@ class GenerationResult:
     text: without control tokens and without the stop string.
     tokens: every generated id in order, the one that ended the reply included.
     finish_reason: "stop" (an end token or a stop string), "length" (max_tokens, or the context is
-    full), "cancelled", "error" (the exception was raised to the caller; this is what came before).
+    full), "cancelled", "deadline" (of a request of an Engine), "error" (the exception was raised to
+    the caller; this is what came before).
     stop: the stop string that ended it, or None.
     prompt_tokens: the ids the model was given.
     seed: the seed in use, also when the caller gave none.
     logprobs: one per token when asked for, else empty.
     witness_id: the id of the entry in the witness log, or None when it is off.
+    cached_tokens, n_preempted: of a request of an Engine: prompt tokens whose keys and values were
+    there already, and how often it had to give its memory to others and was computed again.
     """
 
     text: str
@@ -75,6 +81,8 @@ class GenerationResult:
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] = ()
     witness_id: str | None = None
+    cached_tokens: int = 0
+    n_preempted: int = 0
 
     def __str__(self) -> str:
         return self.text

@@ -160,7 +160,8 @@ static void check_position(const rv_km *s, const rv_kv_format *f, uint64_t h, si
 
 void rv_km_check(const rv_km *s, size_t step) {
     const rv_kv_format *f = rv_kv_cache_format(s->c);
-    const size_t m = rv_kv_boundary(s->kv, s->n);
+    size_t m = rv_kv_boundary(s->kv, s->n + 1); /* of the next query, or of the last one */
+    if (m && !rv_kv_page(s->kv, true, m / RV_PAGE_TOKENS - 1)) m = rv_kv_boundary(s->kv, s->n);
     const float *got = rv_kv_state(s->kv);
     float state[RV_KM_STATE] = {0};
     uint64_t h = start_of(s);

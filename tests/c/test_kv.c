@@ -135,6 +135,12 @@ static void beginnings_are_shared(void) {
     CHECK(stats_of(c).n_looked_up == 112 + 112 + 100 && stats_of(c).n_hit == 111 + 50);
     rv_km_free(&a), rv_km_free(&b), rv_km_free(&d);
     CHECK(stats_of(c).prefix.n_evictable == 10);
+    rv_km_new(&b, c, id); /* what is written after going back is published too */
+    CHECK(rv_km_match(&b, text(3, 112), 112) == 111 && rv_km_truncate(&b, 20) == RV_OK);
+    grow_to(&b, 4, 80, 80);
+    memcpy(a.tok, b.tok, sizeof b.tok);
+    CHECK(rv_kv_peek(c, &id, sizeof id, a.tok, 81) == 80);
+    rv_km_free(&b);
     rv_km_new(&a, c, 2); /* another identity */
     CHECK(rv_km_match(&a, text(3, 112), 112) == 0);
     rv_km_free(&a);
@@ -160,6 +166,7 @@ static void old_blocks_move_to_the_store(void) {
     for (int i = 0; i < 8; i++) {
         rv_kv_format f = rv_km_format(i & 1 ? RV_KV_F32 : RV_KV_F16,
                                       i & 2 ? RV_KV_Q4_0 : RV_KV_Q8_0, i & 4, false);
+        if (i & 1) f.batch = 192;
         rv_kv_cache *c = rv_km_open(&f, 200, i & 1, RV_FIT_BEST);
         static rv_km a, b;
         rv_km_new(&a, c, 1);
@@ -167,12 +174,29 @@ static void old_blocks_move_to_the_store(void) {
         for (size_t n; a.n < 400;) {
             n = RV_MIN(1 + a.n * 7 % 64, 400 - a.n);
             CHECK(rv_km_grow(&a, text(4, 400) + a.n, n, i & 2 ? pool : NULL, NULL) == RV_OK);
-            CHECK(rv_kv_boundary(a.kv, a.n) == (a.n > 64 ? (a.n - 64) / 64 * 64 : 0));
+            CHECK(rv_kv_boundary(a.kv, a.n) == (a.n > 64 ? (a.n - 64) / f.batch * f.batch : 0));
             rv_km_check(&a, 1);
+            rv_km_fork(&b, &a); /* K4 */
+            CHECK(rv_km_truncate(&b, a.n - RV_MIN(a.n, (size_t)RV_KV_BLOCK)) == RV_OK);
+            rv_km_check(&b, 1);
+            rv_km_free(&b);
+        }
+        if (i & 1) {
+            CHECK(stats_of(c).n_migrated == 3 && rv_kv_boundary(a.kv, 400) == 192);
+            rv_km_free(&a);
+            close_cache(&c);
+            continue;
         }
         CHECK(stats_of(c).n_migrated == 5 && rv_kv_boundary(a.kv, 400) == 320);
         CHECK(rv_kv_page(a.kv, true, 19) && !rv_kv_page(a.kv, true, 20));
         CHECK(!rv_kv_page(a.kv, false, 15) && rv_kv_page(a.kv, false, 16)); /* K4 */
+        rv_km_fork(&b, &a);
+        CHECK(rv_km_truncate(&b, 318) == RV_EUNSUPPORTED && rv_km_truncate(&b, 319) == RV_OK);
+        rv_km_check(&b, 1);
+        CHECK(rv_km_truncate(&b, 0) == RV_OK);
+        grow_to(&b, 34, 300, 40);
+        CHECK(!rv_kv_page(b.kv, false, 7) && rv_kv_page(b.kv, false, 8));
+        rv_km_free(&b);
         CHECK(rv_km_truncate(&a, 340) == RV_OK);
         rv_km_check(&a, 1);
         grow_to(&a, 14, 390, 64);
@@ -216,10 +240,52 @@ static void both_tiers_are_shared(void) {
     CHECK(rv_kv_peek(c, &a.id, sizeof a.id, text(6, 301), 101) == 0);
     CHECK(rv_kv_peek(c, &a.id, sizeof a.id, text(6, 301), 301) == 288);
     CHECK(rv_km_match(&a, text(6, 301), 301) == 288);
-    grow_to(&a, 6, 400, 50);
-    rv_km_check(&a, 1);
-    rv_km_free(&a);
+    grow_to(&a, 6, 300, 12);
+    rv_km_fork(&b, &a);
+    grow_to(&b, 6, 400, 50);
+    CHECK(stats_of(c).n_migrated == moved + 2);
+    grow_to(&a, 6, 400, 50); /* the tree has those blocks now */
+    CHECK(stats_of(c).n_migrated == moved + 2);
+    CHECK(rv_kv_page(a.kv, true, 18) == rv_kv_page(b.kv, true, 18));
+    rv_km_check(&a, 1), rv_km_check(&b, 1);
+    rv_km_free(&a), rv_km_free(&b);
     close_cache(&c);
+}
+
+/* Of some positions only some pages are left in the tree: what can be resumed then. */
+static void nothing_is_resumed_without_all_its_pages(void) {
+    static const struct {
+        size_t n, hot, cold, left; /* pages that stay: HOT from hot on, COLD from cold on */
+    } CASES[] = {{300, 12, 0, 288}, {300, 13, 0, 0},   {300, 12, 1, 0},
+                 {300, 12, 99, 0},  {400, 16, 0, 399}, {400, 16, 1, 0},
+                 {128, 0, 0, 127},  {128, 0, 3, 112},  {128, 0, 99, 112}};
+    const rv_kv_format f = rv_km_format(RV_KV_F16, RV_KV_Q8_0, true, false);
+    for (size_t i = 0; i < RV_COUNT(CASES); i++) {
+        rv_kv_cache *c = rv_km_open(&f, 200, true, RV_FIT_FIRST);
+        static rv_km a;
+        rv_page pins[64];
+        size_t n_pins = 0;
+        rv_km_new(&a, c, 1);
+        grow_to(&a, 6, CASES[i].n, 64);
+        for (size_t k = 0; k < 32; k++) {
+            if (k >= CASES[i].hot) pins[n_pins++] = rv_kv_page(a.kv, false, k);
+            if (n_pins && !pins[n_pins - 1]) n_pins--;
+            if (k >= CASES[i].cold) pins[n_pins++] = rv_kv_page(a.kv, true, k);
+            if (n_pins && !pins[n_pins - 1]) n_pins--;
+        }
+        for (size_t k = 0; k < n_pins; k++) rv_kv_page_pin(c, pins[k]);
+        rv_km_free(&a);
+        const uint64_t budget = stats_of(c).pages.budget_bytes;
+        CHECK(rv_kv_cache_set_budget(c, 0) > 0);
+        CHECK(rv_kv_cache_set_budget(c, budget) == 0 && stats_of(c).prefix.n_evictable == 0);
+        rv_km_new(&a, c, 1);
+        CHECK(rv_km_match(&a, text(6, CASES[i].n), CASES[i].n) == CASES[i].left);
+        grow_to(&a, 6, CASES[i].n + 10, 30);
+        rv_km_check(&a, 1);
+        for (size_t k = 0; k < n_pins; k++) rv_kv_page_unpin(c, pins[k]);
+        rv_km_free(&a);
+        close_cache(&c);
+    }
 }
 
 /* A state is kept where a text that others began with ends, and where a sequence ended. */
@@ -252,6 +318,7 @@ static void states_are_kept_where_they_are_wanted(void) {
         CHECK(rv_km_truncate(&a, 288) == RV_OK);
         grow_to(&a, 2, 330, 10);
         rv_km_check(&e, 1), rv_km_check(&a, 1);
+        CHECK(rv_km_truncate(&a, 288) == RV_EUNSUPPORTED && rv_km_truncate(&a, 320) == RV_OK);
         CHECK(rv_km_truncate(&a, 0) == RV_OK);
         rv_km_check(&a, 1);
         rv_km_free(&a), rv_km_free(&d), rv_km_free(&e);
@@ -285,6 +352,49 @@ static void lack_of_room_changes_nothing(void) {
     CHECK(stats_of(c).pages.peak_bytes <= 10 * rv_kv_cache_page_bytes(c, RV_KEEP_HOT));
     rv_km_free(&a);
     close_cache(&c);
+}
+
+/* No positions are refused for a snapshot, which one can do without. */
+static void snapshots_take_no_room(void) {
+    const rv_kv_format f = rv_km_format(RV_KV_F32, RV_KV_AUTO, false, true);
+    rv_kv_cache *c = rv_km_open(&f, 10, true, RV_FIT_FIRST);
+    static rv_km a;
+    rv_km_new(&a, c, 1);
+    CHECK(rv_km_grow(&a, text(1, 160), 160, NULL, NULL) == RV_OK);
+    rv_km_check(&a, 1);
+    CHECK(stats_of(c).pages.n_used[RV_KEEP_STATE] == 0);
+    CHECK(rv_km_truncate(&a, 32) == RV_EUNSUPPORTED && rv_km_truncate(&a, 0) == RV_OK);
+    grow_to(&a, 1, 40, 20);
+    CHECK(stats_of(c).pages.n_used[RV_KEEP_STATE] == 1 && rv_km_truncate(&a, 32) == RV_OK);
+    rv_km_check(&a, 1);
+    rv_km_free(&a);
+    close_cache(&c);
+}
+
+/* 128 pages in slabs of four, twelve of them spare.  A page more and a batch of the store fit only
+ * when the page does not lie where the others could make room. */
+static void pages_that_are_spread_are_put_together(void) {
+    rv_kv_format f = rv_km_format(RV_KV_F32, RV_KV_Q8_0, true, false);
+    f.batch = 512;
+    for (int fit = RV_FIT_FIRST; fit <= RV_FIT_ROUND_ROBIN; fit++) {
+        static const size_t N[] = {575, 575, 575, 128, 192};
+        static rv_km s[5];
+        rv_kv_cache *c = rv_km_open(&f, 128, true, (rv_fit)fit);
+        for (size_t i = 0; i < 5; i++) {
+            rv_km_new(&s[i], c, 1);
+            grow_to(&s[i], i, N[i], 64);
+        }
+        rv_km_free(&s[4]);
+        const rv_pages_stats p = stats_of(c).pages;
+        CHECK(p.held_bytes == p.budget_bytes && p.n_used[0] == 128 && p.n_spare[0] == 12);
+        CHECK(rv_km_grow(&s[0], text(0, 577) + 575, 2, NULL, NULL) == RV_OK);
+        CHECK(stats_of(c).pages.n_used[1] == 32);
+        for (size_t i = 0; i < 4; i++) {
+            rv_km_check(&s[i], 1);
+            rv_km_free(&s[i]);
+        }
+        close_cache(&c);
+    }
 }
 
 /* A pinned page stays as it is, whatever becomes of the sequence; then it can be evicted again. */
@@ -379,6 +489,7 @@ static void fail_once(failing *f, const rv_kv_format *fmt) {
     rv_test_fail_alloc_at(-1);
     rv_km_check(&a, 1);
     rv_km_free(&a);
+    CHECK(stats_of(c).prefix.n_evicted == 0); /* nobody gains by that */
     close_cache(&c);
 }
 
@@ -527,6 +638,8 @@ static void random_step(world *w) {
         random_room(w);
     }
     if (s->kv) rv_km_check(s, 5);
+    const rv_kv_cache_stats now = stats_of(w->c); /* of states a sequence holds two at most */
+    CHECK(now.pages.n_used[2] - now.pages.n_spare[2] <= 2 * now.n_sequences);
     if (t->kv) CHECK(rv_kv_own_bytes(t->kv) <= rv_kv_bytes(t->kv));
 }
 
@@ -649,7 +762,10 @@ const rv_test tests_kv[] = {
     {"old_blocks_move_to_the_store", old_blocks_move_to_the_store},
     {"both_tiers_are_shared", both_tiers_are_shared},
     {"states_are_kept_where_they_are_wanted", states_are_kept_where_they_are_wanted},
+    {"nothing_is_resumed_without_all_its_pages", nothing_is_resumed_without_all_its_pages},
     {"lack_of_room_changes_nothing", lack_of_room_changes_nothing},
+    {"snapshots_take_no_room", snapshots_take_no_room},
+    {"pages_that_are_spread_are_put_together", pages_that_are_spread_are_put_together},
     {"pinned_pages_stay", pinned_pages_stay},
     {"failed_cache_allocations_change_nothing", failed_allocations_change_nothing},
     {"random_operations_keep_all_contents", random_operations_keep_all_contents},

@@ -274,7 +274,7 @@ static void step(model *x) {
         const rv_page other = rv_pages_alloc(x->p, keep); /* there is one: nothing happens */
         rv_prefix_put(x->t, m->node, keep, other);
         CHECK(rv_pages_unref(x->p, other) == 0);
-    } else if (r % 16 < 12 && m->page[keep]) {
+    } else if (r % 16 == 11 && m->page[keep]) {
         rv_pages_ref(x->p, m->page[keep]);
         m->n_held[keep]++;
     } else if (r % 16 < 15 && m->n_held[keep]) {
