@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ruvllm.engine.model import KVStats, Model, ModelInfo
     from ruvllm.engine.quantize import quantize
     from ruvllm.engine.results import Chunk, GenerationResult, Timings, TokenLogprob
+    from ruvllm.engine.session import KVLayer, KVPage, Session
     from ruvllm.engine.tokenizer import Tokenizer
     from ruvllm.memory.witness import WitnessEntry, WitnessLog
 
@@ -59,6 +60,7 @@ _HOME = {
     "ruvllm.engine.minilm": ("minilm_path",),
     "ruvllm.engine.model": ("KVStats", "Model", "ModelInfo"),
     "ruvllm.engine.quantize": ("quantize",),
+    "ruvllm.engine.session": ("KVLayer", "KVPage", "Session"),
     "ruvllm.engine.results": ("Chunk", "GenerationResult", "Timings", "TokenLogprob"),
     "ruvllm.engine.tokenizer": ("Tokenizer",),
     "ruvllm.memory.witness": ("WitnessEntry", "WitnessLog"),
@@ -78,6 +80,8 @@ __all__ = [
     "Generation",
     "GenerationResult",
     "InternalError",
+    "KVLayer",
+    "KVPage",
     "KVStats",
     "Model",
     "ModelInfo",
@@ -86,6 +90,7 @@ __all__ = [
     "Replay",
     "Request",
     "RuvllmError",
+    "Session",
     "StateError",
     "Timings",
     "TokenLogprob",

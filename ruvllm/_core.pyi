@@ -13,7 +13,7 @@ import numpy as np
 from typing_extensions import Buffer as _BufferProtocol
 
 # NumPy, like Array, declares itself a buffer from Python 3.12 on only.
-_Buffer: TypeAlias = _BufferProtocol | np.ndarray[Any, Any] | Array
+_Buffer: TypeAlias = _BufferProtocol | np.ndarray[Any, Any] | Array | Page
 
 # ---- model ----
 
@@ -102,6 +102,16 @@ def model_open(
     """
 
 @final
+class Page:
+    """Sixteen positions of a layer, read-only ``(n_heads, run)`` through the buffer protocol.
+
+    It stays as it is while the session goes on.
+    """
+
+    def about(self) -> dict[str, Any]:
+        """type, n_heads, head_dim, n_tokens (positions that hold something), rotated (keys)."""
+
+@final
 class Session:
     """A sequence with its KV cache.  One thread at a time: StateError otherwise."""
 
@@ -133,6 +143,31 @@ class Session:
 
     def kv_bytes(self) -> int:
         """Bytes of keys and values held."""
+
+    def start(self, tokens: Sequence[int] | _Buffer, /) -> int:
+        """Hold as much of tokens as needs no computing, at most all but one; how many."""
+
+    def fork(self) -> Session:
+        """Another session with the same contents and no logits."""
+
+    def save(self, path: str | bytes | PathLike[str], digest: str, /) -> None:
+        """Write keys, values and state into a file, whole or not at all."""
+
+    def load(
+        self,
+        path: str | bytes | PathLike[str],
+        digest: str,
+        tokens: Sequence[int] | _Buffer,
+        /,
+    ) -> int:
+        """``start`` from a file.
+
+        Raises NotFoundError, FileError, FormatError (damaged), UnsupportedError (of another model,
+        version or kv options), FullError.
+        """
+
+    def page(self, layer: int, i: int, /) -> Page:
+        """Positions 16 * i and on of the layer-th layer that keeps keys."""
 
     def close(self) -> None:
         """Free the sequence now; later calls raise StateError."""

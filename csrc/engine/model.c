@@ -138,6 +138,7 @@ static void fill_info(rv_model *m, const rv_model_opts *o) {
     info->n_ff = net->n_ff;
     info->n_ctx = net->n_ctx;
     info->n_swa = net->n_swa;
+    info->n_kv_layers = net->causal ? net->n_kv_layers : 0;
     info->causal = net->causal;
     info->pooling = net->pooling;
     info->kv_type = o->kv_type;

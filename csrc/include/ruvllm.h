@@ -289,9 +289,10 @@ typedef struct rv_model_info {
     rv_str arch, name;
     int32_t n_vocab, n_embd, n_layer, n_head, n_head_kv /* the largest of any layer */, head_dim;
     int32_t n_ff;
-    int32_t n_ctx; /* trained context length */
-    int32_t n_swa; /* sliding window in tokens, 0: none */
-    bool causal;   /* false: an encoder; it embeds and gives no logits */
+    int32_t n_ctx;       /* trained context length */
+    int32_t n_swa;       /* sliding window in tokens, 0: none */
+    int32_t n_kv_layers; /* that keep keys and values */
+    bool causal;         /* false: an encoder; it embeds and gives no logits */
     rv_pooling pooling;
     rv_kv_type kv_type;
     int32_t n_threads, n_batch;

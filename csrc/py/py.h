@@ -16,8 +16,8 @@ enum { RV_PY_N_STATUS = 11 };
 
 typedef struct rv_py_state {
     PyObject *errors[RV_PY_N_STATUS]; /* exception class of status -i; [0] is RuvllmError */
-    PyTypeObject *array, *gguf, *gguf_view, *tok, *model, *session, *cancel, *sampler, *engine,
-        *store;
+    PyTypeObject *array, *page, *gguf, *gguf_view, *tok, *model, *session, *cancel, *sampler,
+        *engine, *store;
 } rv_py_state;
 
 extern struct PyModuleDef rv_py_module;
@@ -57,6 +57,9 @@ void rv_py_release_i32(rv_py_i32 *v);
  * Takes data over, on failure too.  n_dims 1 or 2; format 'f' or 'i'. */
 PyObject *rv_py_array_new(rv_py_state *st, void *take_data, char format, int n_dims, size_t d0,
                           size_t d1);
+
+/* A Page over a view, which it frees. */
+PyObject *rv_py_page_new(rv_py_state *st, rv_page_view *take);
 
 /* Objects that other files look into. */
 typedef struct {
@@ -112,6 +115,7 @@ typedef struct {
 
 /* One function per file: adds its types and functions to the module. -1 with an exception set. */
 int rv_py_add_array(PyObject *m, rv_py_state *st);
+int rv_py_add_page(PyObject *m, rv_py_state *st);
 int rv_py_add_kernels(PyObject *m, rv_py_state *st);
 int rv_py_add_gguf(PyObject *m, rv_py_state *st);
 int rv_py_add_tok(PyObject *m, rv_py_state *st);

@@ -18,6 +18,17 @@ static rv_session *enter(PyObject *o) {
     return s->running ? NULL : s->h;
 }
 
+static PyObject *wrap(rv_py_state *st, rv_session *take, int32_t n_vocab) {
+    Session *s = (Session *)((allocfunc)PyType_GetSlot(st->session, Py_tp_alloc))(st->session, 0);
+    if (!s) {
+        rv_session_free(&take);
+        return NULL;
+    }
+    s->h = take;
+    s->n_vocab = n_vocab;
+    return (PyObject *)s;
+}
+
 /* session_new(model, n_ctx) */
 static PyObject *session_new(PyObject *m, PyObject *args) {
     rv_py_state *st = rv_py_state_of_module(m);
@@ -28,14 +39,7 @@ static PyObject *session_new(PyObject *m, PyObject *args) {
     rv_err err = {0};
     rv_session *h;
     if (rv_session_new(&h, mh, n_ctx, &err) != RV_OK) return rv_py_raise(st, &err);
-    Session *s = (Session *)((allocfunc)PyType_GetSlot(st->session, Py_tp_alloc))(st->session, 0);
-    if (!s) {
-        rv_session_free(&h);
-        return NULL;
-    }
-    s->h = h;
-    s->n_vocab = rv_model_get_info(mh)->n_vocab;
-    return (PyObject *)s;
+    return wrap(st, h, rv_model_get_info(mh)->n_vocab);
 }
 
 static void session_dealloc(PyObject *o) {
@@ -152,7 +156,104 @@ static PyObject *session_close(PyObject *o, PyObject *none) {
     Py_RETURN_NONE;
 }
 
+/* start(tokens) -> tokens that need not be computed */
+static PyObject *session_start(PyObject *o, PyObject *arg) {
+    rv_py_state *st = rv_py_state_of(Py_TYPE(o));
+    rv_py_i32 tok = {0};
+    if (rv_py_get_i32(st, arg, &tok, "tokens") < 0) return NULL;
+    rv_session *h = enter(o);
+    rv_err err = {0};
+    size_t n = 0;
+    const rv_status rc = h ? rv_session_start(h, tok.p, tok.n, &n, &err) : RV_OK;
+    rv_py_release_i32(&tok);
+    if (!h) return NULL;
+    return rc == RV_OK ? PyLong_FromSize_t(n) : rv_py_raise(st, &err);
+}
+
+static PyObject *session_fork(PyObject *o, PyObject *none) {
+    (void)none;
+    rv_py_state *st = rv_py_state_of(Py_TYPE(o));
+    rv_session *h = enter(o), *t;
+    rv_err err = {0};
+    if (!h) return NULL;
+    if (rv_session_fork(&t, h, &err) != RV_OK) return rv_py_raise(st, &err);
+    return wrap(st, t, ((Session *)o)->n_vocab);
+}
+
+/* save(path, digest) */
+static PyObject *session_save(PyObject *o, PyObject *args) {
+    rv_py_state *st = rv_py_state_of(Py_TYPE(o));
+    PyObject *path;
+    const char *digest;
+    Py_ssize_t n;
+    if (!PyArg_ParseTuple(args, "O&s#:save", PyUnicode_FSConverter, &path, &digest, &n))
+        return NULL;
+    rv_session *h = enter(o);
+    rv_err err = {0};
+    rv_status rc = RV_OK;
+    if (h) {
+        const char *p = PyBytes_AsString(path);
+        ((Session *)o)->running = true;
+        Py_BEGIN_ALLOW_THREADS
+        rc = rv_session_save(h, p, (rv_str){digest, (size_t)n}, &err);
+        Py_END_ALLOW_THREADS((Session *)o)
+        ->running = false;
+    }
+    Py_DECREF(path);
+    if (!h) return NULL;
+    if (rc != RV_OK) return rv_py_raise(st, &err);
+    Py_RETURN_NONE;
+}
+
+/* load(path, digest, tokens) -> tokens that need not be computed */
+static PyObject *session_load(PyObject *o, PyObject *args) {
+    rv_py_state *st = rv_py_state_of(Py_TYPE(o));
+    PyObject *path, *tok_o;
+    const char *digest;
+    Py_ssize_t n;
+    rv_py_i32 tok = {0};
+    if (!PyArg_ParseTuple(args, "O&s#O:load", PyUnicode_FSConverter, &path, &digest, &n, &tok_o))
+        return NULL;
+    rv_session *h = rv_py_get_i32(st, tok_o, &tok, "tokens") < 0 ? NULL : enter(o);
+    rv_err err = {0};
+    rv_status rc = RV_OK;
+    size_t n_past = 0;
+    if (h) {
+        const char *p = PyBytes_AsString(path);
+        ((Session *)o)->running = true;
+        Py_BEGIN_ALLOW_THREADS
+        rc = rv_session_load(h, p, (rv_str){digest, (size_t)n}, tok.p, tok.n, &n_past, &err);
+        Py_END_ALLOW_THREADS((Session *)o)
+        ->running = false;
+    }
+    Py_DECREF(path);
+    rv_py_release_i32(&tok);
+    if (!h) return NULL;
+    return rc == RV_OK ? PyLong_FromSize_t(n_past) : rv_py_raise(st, &err);
+}
+
+static PyObject *session_page(PyObject *o, PyObject *args) {
+    rv_py_state *st = rv_py_state_of(Py_TYPE(o));
+    Py_ssize_t layer, page;
+    rv_err err = {0};
+    rv_page_view v;
+    if (!PyArg_ParseTuple(args, "nn:page", &layer, &page)) return NULL;
+    rv_session *h = enter(o);
+    if (!h) return NULL;
+    /* Negative numbers become large ones, which are out of range. */
+    if (rv_session_page(h, (size_t)layer, (size_t)page, &v, &err) != RV_OK)
+        return rv_py_raise(st, &err);
+    return rv_py_page_new(st, &v);
+}
+
 static PyMethodDef session_methods[] = {
+    {"start", session_start, METH_O,
+     "start(tokens) -> how many of them need not be computed: held already, or in the cache."},
+    {"fork", session_fork, METH_NOARGS, "Another session with the same contents."},
+    {"save", session_save, METH_VARARGS, "save(path, digest): keys, values and state to a file."},
+    {"load", session_load, METH_VARARGS,
+     "load(path, digest, tokens) -> how many of them need not be computed."},
+    {"page", session_page, METH_VARARGS, "page(layer, i) -> Page: 16 positions of a layer."},
     {"eval", session_eval, METH_VARARGS, "eval(tokens, all, cancel) -> Array (n, n_vocab) | None."},
     {"sample", session_sample, METH_VARARGS,
      "sample(sampler, pos, allow) -> (id, logprob, top_ids, top_logprobs)."},

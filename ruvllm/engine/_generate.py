@@ -1,9 +1,9 @@
 """The generation loop: one sequence, token by token, over a session of the core.
 
-A Generation owns its session and is driven by whoever iterates it, in that thread; there is no
-thread behind it.  Whatever ends it (an end token, a stop string, the length, a cancel, an error,
-an abandoned iterator), ``_finish`` runs exactly once: it frees the session, fixes the result and
-hands it to the recorder."""
+A Generation has a session (its own, unless one is given) and is driven by whoever iterates it, in
+that thread; there is no thread behind it.  Whatever ends it (an end token, a stop string, the
+length, a cancel, an error, an abandoned iterator), ``_finish`` runs exactly once: it frees its own
+session, fixes the result and hands it to the recorder."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Generation(Iterator[Chunk]):
         n_ctx: int,
         cancel: _core.Cancel,
         record: Record,
+        session: _core.Session | None = None,
     ) -> None:
         if len(reply.prompt) > n_ctx:
             raise FullError(
@@ -46,7 +47,8 @@ class Generation(Iterator[Chunk]):
         self._record = record
         self._sampler = reply.params.sampler(int(model.info()["n_vocab"]))
         self._sampler.accept(reply.prompt)
-        self._session = _core.session_new(model, n_ctx)
+        self._owns_session = session is None
+        self._session = session or _core.session_new(model, n_ctx)
         self._result: GenerationResult | None = None
 
     # -- what callers use ---------------------------------------------------------------------
@@ -101,7 +103,8 @@ class Generation(Iterator[Chunk]):
 
     def _prefill(self) -> None:
         prompt = self._reply.prompt
-        for i in range(0, len(prompt), _PREFILL_STEP):
+        self._reply.cached_tokens = self._session.start(prompt)
+        for i in range(self._reply.cached_tokens, len(prompt), _PREFILL_STEP):
             self._session.eval(prompt[i : i + _PREFILL_STEP], False, self._cancel)
         self._reply.prefilled = time.perf_counter()
 
@@ -123,7 +126,8 @@ class Generation(Iterator[Chunk]):
 
     def _finish(self, reason: FinishReason, error: RuvllmError | None = None) -> str:
         tail = self._reply.tail()
-        self._session.close()
+        if self._owns_session:
+            self._session.close()
         result = self._reply.result(reason)
         self._result = result  # so that a recorder that fails does not lose the reply
         self._result = dataclasses.replace(result, witness_id=self._record(result, error))

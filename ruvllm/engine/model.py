@@ -43,7 +43,8 @@ class ModelInfo:
     """Sizes and kind of an open model.
 
     n_params, n_bytes: of all tensors.  n_ctx: tokens the model was trained for.  n_swa: sliding
-    window in tokens, 0: none.  kv_bytes_per_token: what a session keeps.  main_type: the type most
+    window in tokens, 0: none.  n_kv_layers: layers that keep keys and values.  kv_bytes_per_token:
+    what a session keeps of a token.  main_type: the type most
     weight bytes have.
     """
 
@@ -58,6 +59,7 @@ class ModelInfo:
     n_ff: int
     n_ctx: int
     n_swa: int
+    n_kv_layers: int
     causal: bool
     pooling: str
     kv_type: str
