@@ -24,26 +24,27 @@ static void make_unit(float *x, size_t n) {
     for (size_t i = 0; i < n; i++) x[i] = (float)(x[i] * scale);
 }
 
-/* The mean over chunks of a causal model's hidden states. */
+/* The mean of a causal model's hidden states, in several passes where the text is long. */
 static rv_status embed_causal(rv_model *m, rv_run *run, const int32_t *tok, size_t n,
                               const rv_cancel *cancel, float *out, rv_err *err) {
-    const size_t e = (size_t)m->info.n_embd, n_state = rv_model_state_floats(m);
+    const size_t e = (size_t)m->info.n_embd;
     rv_kv *kv = NULL;
-    float *state = rv_calloc(n_state + 1, 4);
     double *sum = rv_calloc(e, sizeof *sum);
-    rv_status st = state && sum ? RV_OK : rv_fail(err, RV_ENOMEM, "embed: out of memory");
-    if (st == RV_OK) st = rv_model_new_kv(m, &kv, err);
-    if (st == RV_OK) st = rv_kv_reserve(kv, n, err);
+    rv_status st = sum ? RV_OK : rv_fail(err, RV_ENOMEM, "embed: out of memory");
+    if (st == RV_OK) st = rv_kv_new_apart(&kv, m->kv, err);
     for (size_t done = 0; st == RV_OK && done < n;) {
-        const size_t c = RV_MIN(n - done, run->cap);
-        st = rv_decoder_forward(run, kv, state, tok + done, c, done, cancel, err);
-        for (size_t t = 0; st == RV_OK && t < c; t++)
+        const size_t c = RV_MIN(n - done, rv_model_max_rows(m));
+        const rv_span span = {kv, tok + done, c};
+        st = rv_kv_reserve(kv, c, m->pool, err);
+        if (st == RV_OK) st = rv_decoder_forward(run, &span, 1, cancel, err);
+        if (st != RV_OK) break;
+        rv_kv_commit(kv, span.tok, c);
+        for (size_t t = 0; t < c; t++)
             for (size_t i = 0; i < e; i++) sum[i] += run->x[t * e + i];
         done += c;
     }
     for (size_t i = 0; st == RV_OK && i < e; i++) out[i] = (float)(sum[i] / (double)n);
     rv_kv_free(&kv);
-    rv_free(state);
     rv_free(sum);
     return st;
 }
@@ -158,7 +159,7 @@ static rv_status embed_encoder(rv_model *m, pack all, size_t longest, const rv_c
 static rv_status embed_texts(rv_model *m, const int32_t *tok, const size_t *len, size_t n_texts,
                              size_t longest, const rv_cancel *cancel, float *out, rv_err *err) {
     rv_run *run = NULL;
-    rv_status st = rv_model_take_run(m, RV_MIN(longest, (size_t)m->info.n_batch), &run, err);
+    rv_status st = rv_model_take_run(m, RV_MIN(longest, rv_model_max_rows(m)), &run, err);
     if (st != RV_OK) return st;
     for (size_t t = 0; st == RV_OK && t < n_texts; tok += len[t++])
         st = embed_causal(m, run, tok, len[t], cancel, out + t * (size_t)m->info.n_embd, err);

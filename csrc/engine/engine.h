@@ -31,6 +31,7 @@ struct rv_model {
     rv_net *net;
     rv_tok *tok; /* NULL when the file has no vocabulary */
     rv_pool *pool;
+    rv_kv_cache *kv; /* NULL for an encoder */
     rv_model_info info;
     pthread_mutex_t lock; /* of idle */
     rv_run *idle[RV_IDLE_RUNS];
@@ -41,10 +42,8 @@ struct rv_model {
 rv_status rv_model_take_run(rv_model *m, size_t n, rv_run **out, rv_err *err);
 void rv_model_give_run(rv_model *m, rv_run *run);
 
-/* A key-value store with one entry per attention layer of the model. */
-rv_status rv_model_new_kv(const rv_model *m, rv_kv **out, rv_err *err);
-/* Floats of recurrent state a sequence carries. */
-size_t rv_model_state_floats(const rv_model *m);
+/* Most tokens of one sequence in a pass. */
+size_t rv_model_max_rows(const rv_model *m);
 rv_status rv_model_check_ids(const rv_model *m, const int32_t *tok, size_t n, rv_err *err);
 
 /* Physical cores this process may run on, at least 1. */

@@ -4,6 +4,31 @@
 #include "engine/engine.h"
 #include "rvk.h"
 
+/* Of a model with a store, where the options do not say. */
+enum { KV_TAIL = 256, KV_BATCH = 64 };
+
+static rv_status check_blocks(const char *name, int32_t n, int32_t def, rv_err *err) {
+    if (n >= 0 && n % RV_KV_BLOCK == 0) return RV_OK;
+    return rv_fail(err, RV_EARG, "%s: is %d, want a multiple of %d, or 0 for %d", name, n,
+                   RV_KV_BLOCK, def);
+}
+
+static rv_status check_kv_opts(const rv_model_opts *o, rv_err *err) {
+    if (o->kv_store != RV_KV_AUTO && o->kv_store != RV_KV_Q8_0 && o->kv_store != RV_KV_Q4_0)
+        return rv_fail(err, RV_EARG, "kv_store: is %d, want 0 (none), 3 (q8_0) or 4 (q4_0)",
+                       (int)o->kv_store);
+    if (o->kv_store != RV_KV_AUTO && (o->kv_type == RV_KV_Q8_0 || o->kv_type == RV_KV_Q4_0))
+        return rv_fail(err, RV_EARG,
+                       "kv_type: is %d, want 0 (auto), 1 (f16) or 2 (f32) beside a "
+                       "kv_store",
+                       (int)o->kv_type);
+    if (o->kv_fit != RV_FIT_FIRST && o->kv_fit != RV_FIT_BEST && o->kv_fit != RV_FIT_ROUND_ROBIN)
+        return rv_fail(err, RV_EARG, "kv_fit: is %d, want 0 (first), 1 (best) or 2 (round robin)",
+                       (int)o->kv_fit);
+    rv_status st = check_blocks("kv_tail", o->kv_tail, KV_TAIL, err);
+    return st == RV_OK ? check_blocks("kv_batch", o->kv_batch, KV_BATCH, err) : st;
+}
+
 static rv_status check_opts(const rv_model_opts *o, rv_err *err) {
     if (o->n_threads < 0 || o->n_threads > 256)
         return rv_fail(err, RV_EARG, "n_threads: is %d, want 1 .. 256, or 0 for one per core",
@@ -18,7 +43,7 @@ static rv_status check_opts(const rv_model_opts *o, rv_err *err) {
         o->repack != RV_REPACK_ALWAYS)
         return rv_fail(err, RV_EARG, "repack: is %d, want 0 (auto), 1 (never) or 2 (always)",
                        (int)o->repack);
-    return RV_OK;
+    return check_kv_opts(o, err);
 }
 
 static void count_tensors(rv_model *m) {
@@ -37,13 +62,63 @@ static void count_tensors(rv_model *m) {
 }
 
 /* Codes have a scale per 32 values of a head. */
-static rv_status check_kv(const rv_model *m, rv_err *err) {
-    if (!m->net->causal || rv_kv_head_bytes(m->info.kv_type, (size_t)m->net->head_dim))
-        return RV_OK;
-    return rv_fail(err, RV_EUNSUPPORTED,
-                   "%s.attention.key_length: is %d, want a multiple of 32 for kv_type %s",
-                   m->net->arch->name, m->net->head_dim,
-                   rvk_dtypes[rv_kv_kernel_type(m->info.kv_type)].name);
+static rv_status check_head(const rv_net *net, const char *option, rv_kv_type type, rv_err *err) {
+    if (type == RV_KV_AUTO || rv_kv_head_bytes(type, (size_t)net->head_dim)) return RV_OK;
+    return rv_fail(
+        err, RV_EUNSUPPORTED, "%s.attention.key_length: is %d, want a multiple of 32 for %s %s",
+        net->arch->name, net->head_dim, option, rvk_dtypes[rv_kv_kernel_type(type)].name);
+}
+
+/* Recurrent state of a sequence: what each convolution has seen last. */
+static size_t state_bytes(const rv_net *net) {
+    if (net->conv_l < 2) return 0;
+    return (size_t)net->n_conv_layers * (size_t)(net->conv_l - 1) * (size_t)net->n_embd *
+           sizeof(float);
+}
+
+static rv_kv_format kv_format(const rv_model *m, const rv_model_opts *o, const int32_t *heads) {
+    const size_t d = (size_t)m->net->head_dim;
+    const bool store = o->kv_store != RV_KV_AUTO, can_rotate = (d & (d - 1)) == 0 && d <= 1024;
+    rv_kv_format f = {.n_layers = (size_t)m->net->n_kv_layers,
+                      .heads = heads,
+                      .head_dim = d,
+                      .type = m->info.kv_type,
+                      .store = o->kv_store,
+                      .state_bytes = state_bytes(m->net)};
+    if (!store) return f;
+    f.rotate = can_rotate && !o->kv_no_rotate;
+    f.tail = (size_t)(o->kv_tail ? o->kv_tail : KV_TAIL);
+    f.batch = (size_t)(o->kv_batch ? o->kv_batch : KV_BATCH);
+    return f;
+}
+
+/* Half of the memory that is available, and a block of one sequence at least. */
+static uint64_t default_budget(const rv_kv_format *f) {
+    uint64_t heads = 0;
+    for (size_t i = 0; i < f->n_layers; i++) heads += (uint64_t)f->heads[i];
+    const uint64_t size = rv_kv_head_bytes(f->type, f->head_dim) +
+                          (f->store == RV_KV_AUTO ? 0 : rv_kv_head_bytes(f->store, f->head_dim));
+    const uint64_t block = RV_KV_BLOCK * heads * size + f->state_bytes + 1024; /* pages: 64s */
+    return RV_MAX(rv_memory_available() / 2, block);
+}
+
+static rv_status open_kv(rv_model *m, const rv_model_opts *o, rv_err *err) {
+    const rv_net *net = m->net;
+    if (!net->causal) return RV_OK;
+    rv_status st = check_head(net, "kv_type", m->info.kv_type, err);
+    if (st == RV_OK) st = check_head(net, "kv_store", o->kv_store, err);
+    if (st != RV_OK) return st;
+    int32_t *heads = rv_calloc((size_t)net->n_layer, sizeof *heads);
+    if (!heads) return rv_fail(err, RV_ENOMEM, "kv: out of memory");
+    for (int32_t i = 0; i < net->n_layer; i++)
+        if (net->layers[i].n_head_kv) heads[net->layers[i].i_kv] = net->layers[i].n_head_kv;
+    const rv_kv_format f = kv_format(m, o, heads);
+    const rv_kv_cache_opts c = {.budget = o->kv_budget ? o->kv_budget : default_budget(&f),
+                                .fit = o->kv_fit,
+                                .share = !o->no_sharing};
+    st = rv_kv_cache_new(&m->kv, &f, &c, err);
+    rv_free(heads);
+    return st;
 }
 
 static void fill_info(rv_model *m, const rv_model_opts *o) {
@@ -128,7 +203,7 @@ rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *o
         st = rv_pool_new(&m->pool, opts->n_threads ? opts->n_threads : rv_n_cores(), err);
     if (st == RV_OK) {
         fill_info(m, opts);
-        st = check_kv(m, err);
+        st = open_kv(m, opts, err);
     }
     if (st == RV_OK && opts->prefault) st = prefault(m, opts, err);
     if (st != RV_OK) {
@@ -150,6 +225,7 @@ void rv_model_free(rv_model **pm) {
     if (!m || atomic_fetch_sub(&m->refs, 1) != 1) return;
     rv_readahead_stop(&m->readahead);
     while (m->n_idle) rv_run_free(&m->idle[--m->n_idle]);
+    rv_kv_cache_free(&m->kv);
     rv_pool_free(&m->pool);
     rv_tok_free(&m->tok);
     rv_net_free(&m->net);
@@ -196,23 +272,33 @@ void rv_model_give_run(rv_model *m, rv_run *run) {
     rv_run_free(&run);
 }
 
-rv_status rv_model_new_kv(const rv_model *m, rv_kv **out, rv_err *err) {
-    const rv_net *net = m->net;
-    int32_t *heads = rv_calloc((size_t)net->n_layer, sizeof *heads);
-    *out = NULL;
-    if (!heads) return rv_fail(err, RV_ENOMEM, "kv: out of memory");
-    for (int32_t i = 0; i < net->n_layer; i++)
-        if (net->layers[i].n_head_kv) heads[net->layers[i].i_kv] = net->layers[i].n_head_kv;
-    rv_status st = rv_kv_new(out, (size_t)net->n_kv_layers, heads, (size_t)net->head_dim,
-                             m->info.kv_type, err);
-    rv_free(heads);
-    return st;
+size_t rv_model_max_rows(const rv_model *m) {
+    const rv_kv_format *f = rv_kv_cache_format(m->kv);
+    const size_t n = (size_t)m->info.n_batch;
+    return f->store == RV_KV_AUTO ? n : RV_MIN(n, f->tail);
 }
 
-size_t rv_model_state_floats(const rv_model *m) {
-    const rv_net *net = m->net;
-    if (net->conv_l < 2) return 0;
-    return (size_t)net->n_conv_layers * (size_t)(net->conv_l - 1) * (size_t)net->n_embd;
+void rv_model_get_kv_stats(const rv_model *m, rv_kv_stats *out) {
+    *out = (rv_kv_stats){0};
+    if (!m->kv) return;
+    rv_kv_cache_stats s;
+    rv_kv_cache_get_stats(m->kv, &s);
+    out->budget_bytes = s.pages.budget_bytes;
+    out->held_bytes = s.pages.held_bytes;
+    out->peak_bytes = s.pages.peak_bytes;
+    out->used_bytes = s.pages.used_bytes;
+    for (int i = 0; i < RV_PAGE_CLASSES; i++) {
+        out->n_pages += s.pages.n_used[i];
+        out->n_pages_free += s.pages.n_free[i];
+    }
+    out->n_evictable = s.prefix.n_evictable;
+    out->n_evicted = s.prefix.n_evicted;
+    out->n_nodes = s.prefix.n_nodes;
+    out->n_sequences = s.n_sequences;
+    out->n_looked_up = s.n_looked_up;
+    out->n_hit = s.n_hit;
+    out->n_migrated = s.n_migrated;
+    out->n_copied = s.n_copied;
 }
 
 rv_status rv_model_check_ids(const rv_model *m, const int32_t *tok, size_t n, rv_err *err) {

@@ -24,8 +24,8 @@ typedef bool (*rv_before)(rv_link *a, rv_link *b); /* a strict order */
 
 #define RV_OUTER(p, type, member) ((type *)(void *)((char *)(p) - offsetof(type, member)))
 
-void rv_heap_push(rv_link **root, rv_link *x, rv_before before);   /* O(1) */
-void rv_heap_remove(rv_link **root, rv_link *x, rv_before before); /* O(log n), amortised */
+void rv_pheap_push(rv_link **root, rv_link *x, rv_before before);   /* O(1) */
+void rv_pheap_remove(rv_link **root, rv_link *x, rv_before before); /* O(log n), amortised */
 
 /* ---- structs by a number ---- */
 

@@ -47,12 +47,12 @@ static rv_link *meld_all(rv_link *first, rv_before before) {
     return all;
 }
 
-void rv_heap_push(rv_link **root, rv_link *x, rv_before before) {
+void rv_pheap_push(rv_link **root, rv_link *x, rv_before before) {
     *x = (rv_link){0};
     *root = meld(*root, x, before);
 }
 
-void rv_heap_remove(rv_link **root, rv_link *x, rv_before before) {
+void rv_pheap_remove(rv_link **root, rv_link *x, rv_before before) {
     rv_link *rest = meld_all(x->child, before);
     if (*root == x) {
         *root = rest;
@@ -152,11 +152,11 @@ static bool deadline_before(rv_link *la, rv_link *lb) {
 }
 
 void rv_sched_watch_deadline(rv_sched *s, rv_req *r) {
-    if (r->deadline_ms) rv_heap_push(&s->deadlines, &r->by_deadline, deadline_before);
+    if (r->deadline_ms) rv_pheap_push(&s->deadlines, &r->by_deadline, deadline_before);
 }
 
 void rv_sched_forget_deadline(rv_sched *s, rv_req *r) {
-    if (r->deadline_ms) rv_heap_remove(&s->deadlines, &r->by_deadline, deadline_before);
+    if (r->deadline_ms) rv_pheap_remove(&s->deadlines, &r->by_deadline, deadline_before);
     r->deadline_ms = 0;
 }
 
@@ -209,7 +209,7 @@ void rv_sched_join(rv_sched *s, rv_req *r) {
     if (t->n_live++) return;
     /* What it did not ask for it has not saved up. */
     if (s->active) t->share = RV_MAX(t->share, least_share(s));
-    rv_heap_push(&s->active, &t->by_share, share_before);
+    rv_pheap_push(&s->active, &t->by_share, share_before);
 }
 
 void rv_sched_leave(rv_sched *s, rv_req *r) {
@@ -217,7 +217,7 @@ void rv_sched_leave(rv_sched *s, rv_req *r) {
     r->tenant = NULL;
     s->n_live--;
     if (--t->n_live) return;
-    rv_heap_remove(&s->active, &t->by_share, share_before);
+    rv_pheap_remove(&s->active, &t->by_share, share_before);
     if (!s->n_live)
         rv_sched_drop_tenants(s); /* a share is of a time when somebody wanted it */
     else if (t->share <= least_share(s))
@@ -226,11 +226,11 @@ void rv_sched_leave(rv_sched *s, rv_req *r) {
 
 void rv_sched_charge(rv_sched *s, rv_tenant *t, uint64_t n) {
     if (!n) return;
-    rv_heap_remove(&s->active, &t->by_share, share_before);
-    if (t->waiting) rv_heap_remove(&s->ready, &t->by_rank, tenant_before);
+    rv_pheap_remove(&s->active, &t->by_share, share_before);
+    if (t->waiting) rv_pheap_remove(&s->ready, &t->by_rank, tenant_before);
     t->share += n;
-    rv_heap_push(&s->active, &t->by_share, share_before);
-    if (t->waiting) rv_heap_push(&s->ready, &t->by_rank, tenant_before);
+    rv_pheap_push(&s->active, &t->by_share, share_before);
+    if (t->waiting) rv_pheap_push(&s->ready, &t->by_rank, tenant_before);
 }
 
 /* ---- the queue ---- */
@@ -241,9 +241,9 @@ void rv_sched_enqueue(rv_sched *s, rv_req *r) {
     r->state = RV_REQ_WAITING;
     r->rank = (s->o.age_steps ? (int64_t)(r->since / s->o.age_steps) : 0) - (int64_t)r->priority;
     r->cost = s->o.policy == RV_POLICY_SJF ? r->n_prompt + r->max_tokens : 0;
-    if (t->waiting) rv_heap_remove(&s->ready, &t->by_rank, tenant_before);
-    rv_heap_push(&t->waiting, &r->by_rank, request_before);
-    rv_heap_push(&s->ready, &t->by_rank, tenant_before);
+    if (t->waiting) rv_pheap_remove(&s->ready, &t->by_rank, tenant_before);
+    rv_pheap_push(&t->waiting, &r->by_rank, request_before);
+    rv_pheap_push(&s->ready, &t->by_rank, tenant_before);
     s->n_waiting++;
     s->n_queued += r->n_prompt;
 }
@@ -251,9 +251,9 @@ void rv_sched_enqueue(rv_sched *s, rv_req *r) {
 void rv_sched_dequeue(rv_sched *s, rv_req *r) {
     rv_tenant *t = r->tenant;
     r->waited = s->tick - r->since;
-    rv_heap_remove(&s->ready, &t->by_rank, tenant_before);
-    rv_heap_remove(&t->waiting, &r->by_rank, request_before);
-    if (t->waiting) rv_heap_push(&s->ready, &t->by_rank, tenant_before);
+    rv_pheap_remove(&s->ready, &t->by_rank, tenant_before);
+    rv_pheap_remove(&t->waiting, &r->by_rank, request_before);
+    if (t->waiting) rv_pheap_push(&s->ready, &t->by_rank, tenant_before);
     s->n_waiting--;
     s->n_queued -= r->n_prompt;
 }

@@ -1,16 +1,17 @@
 /* rv_session: one sequence with its keys and values.
  *
- *   n_past tokens are in kv and, for models with short convolutions, summed up in state.
- * S1  A failed eval leaves n_past, kv and state as they were: kv because only positions from
- *     n_past on were written, state because it is copied aside first. */
+ * S1  A failed eval leaves the sequence as it was.  In one pass nothing is committed before all has
+ *     been computed, and the recurrent state, which is changed on the way, is copied aside first.
+ *     Of several passes the first ones are committed; so that the state and what has moved to the
+ *     store come back, a fork keeps the sequence as it was before them. */
 #include "engine/engine.h"
 
 struct rv_session {
     rv_model *m;
     rv_kv *kv;
-    float *state, *saved; /* [rv_model_state_floats] or NULL */
-    float *logits;        /* [n_vocab] of the last token */
-    size_t n_ctx, n_past;
+    float *saved;  /* recurrent state before a pass, or NULL */
+    float *logits; /* [n_vocab] of the last token */
+    size_t n_ctx;
     bool has_logits;
     atomic_bool busy;
 };
@@ -27,16 +28,13 @@ rv_status rv_session_new(rv_session **out, rv_model *m, int32_t n_ctx, rv_err *e
     if (!s) return rv_fail(err, RV_ENOMEM, "session: out of memory");
     s->m = rv_model_ref(m);
     s->n_ctx = (size_t)n_ctx;
-    const size_t n_state = rv_model_state_floats(m);
+    const size_t state_bytes = rv_kv_cache_format(m->kv)->state_bytes;
     s->logits = rv_alloc_aligned((size_t)m->info.n_vocab * 4);
-    if (n_state) {
-        s->state = rv_calloc(n_state, 4);
-        s->saved = rv_calloc(n_state, 4);
-    }
+    if (state_bytes) s->saved = rv_malloc(state_bytes);
     rv_status st = RV_OK;
-    if (!s->logits || (n_state && (!s->state || !s->saved)))
+    if (!s->logits || (state_bytes && !s->saved))
         st = rv_fail(err, RV_ENOMEM, "session: out of memory");
-    if (st == RV_OK) st = rv_model_new_kv(m, &s->kv, err);
+    if (st == RV_OK) st = rv_kv_new(&s->kv, m->kv, NULL, 0, err);
     if (st != RV_OK) {
         rv_session_free(&s);
         return st;
@@ -50,20 +48,34 @@ void rv_session_free(rv_session **ps) {
     *ps = NULL;
     if (!s) return;
     rv_kv_free(&s->kv);
-    rv_free(s->state);
     rv_free(s->saved);
     rv_free(s->logits);
     rv_model_free(&s->m);
     rv_free(s);
 }
 
-static rv_status eval_chunks(rv_session *s, rv_run *run, const int32_t *tok, size_t n, float *all,
+/* n tokens of a pass. */
+static rv_status eval_pass(rv_session *s, rv_run *run, const int32_t *tok, size_t n,
+                           const rv_cancel *cancel, rv_err *err) {
+    const rv_span span = {s->kv, tok, n};
+    const size_t state_bytes = rv_kv_cache_format(s->m->kv)->state_bytes;
+    rv_status st = rv_kv_reserve(s->kv, n, s->m->pool, err);
+    if (st != RV_OK) return st;
+    if (state_bytes) memcpy(s->saved, rv_kv_state(s->kv), state_bytes);
+    st = rv_decoder_forward(run, &span, 1, cancel, err);
+    if (st == RV_OK)
+        rv_kv_commit(s->kv, tok, n);
+    else if (state_bytes)
+        memcpy(rv_kv_state(s->kv), s->saved, state_bytes);
+    return st;
+}
+
+static rv_status eval_passes(rv_session *s, rv_run *run, const int32_t *tok, size_t n, float *all,
                              const rv_cancel *cancel, rv_err *err) {
     const size_t e = (size_t)s->m->info.n_embd, v = (size_t)s->m->info.n_vocab;
     for (size_t done = 0; done < n;) {
-        const size_t m = RV_MIN(n - done, (size_t)s->m->info.n_batch);
-        rv_status st =
-            rv_decoder_forward(run, s->kv, s->state, tok + done, m, s->n_past + done, cancel, err);
+        const size_t m = RV_MIN(n - done, rv_model_max_rows(s->m));
+        rv_status st = eval_pass(s, run, tok + done, m, cancel, err);
         if (st != RV_OK) return st;
         if (all) rv_net_head(run, run->x, m, all + done * v);
         done += m;
@@ -79,25 +91,25 @@ static rv_status eval_chunks(rv_session *s, rv_run *run, const int32_t *tok, siz
 static rv_status eval(rv_session *s, const int32_t *tok, size_t n, float *all,
                       const rv_cancel *cancel, rv_err *err) {
     if (n == 0) return rv_fail(err, RV_EARG, "tokens: there are none, want at least 1");
-    if (n > s->n_ctx - s->n_past)
+    const size_t room = rv_session_room(s), rows = RV_MIN(n, rv_model_max_rows(s->m));
+    if (n > room)
         return rv_fail(err, RV_EFULL,
-                       "context: %zu tokens do not fit, %zu of %zu positions are left", n,
-                       s->n_ctx - s->n_past, s->n_ctx);
+                       "context: %zu tokens do not fit, %zu of %zu positions are left", n, room,
+                       s->n_ctx);
     rv_status st = rv_model_check_ids(s->m, tok, n, err);
     rv_run *run = NULL;
-    if (st == RV_OK) st = rv_kv_reserve(s->kv, s->n_past + n, err);
-    if (st == RV_OK) st = rv_model_take_run(s->m, RV_MIN(n, (size_t)s->m->info.n_batch), &run, err);
-    if (st != RV_OK) return st;
-    const size_t state_bytes = rv_model_state_floats(s->m) * 4;
-    if (state_bytes) memcpy(s->saved, s->state, state_bytes);
-    st = eval_chunks(s, run, tok, n, all, cancel, err);
-    rv_model_give_run(s->m, run);
-    if (st == RV_OK) {
-        s->n_past += n;
-        s->has_logits = true;
-    } else if (state_bytes) {
-        memcpy(s->state, s->saved, state_bytes);
+    rv_kv *before = NULL;
+    if (st == RV_OK && n > rows) st = rv_kv_fork(&before, s->kv, err);
+    if (st == RV_OK) st = rv_model_take_run(s->m, rows, &run, err);
+    if (st == RV_OK) st = eval_passes(s, run, tok, n, all, cancel, err);
+    if (run) rv_model_give_run(s->m, run);
+    if (st == RV_OK) s->has_logits = true;
+    if (st != RV_OK && before) {
+        rv_kv *failed = s->kv;
+        s->kv = before;
+        before = failed;
     }
+    rv_kv_free(&before);
     return st;
 }
 
@@ -113,26 +125,20 @@ rv_status rv_session_eval(rv_session *s, const int32_t *tok, size_t n, float *al
 
 rv_status rv_session_truncate(rv_session *s, size_t n, rv_err *err) {
     rv_err_clear(err);
-    if (n > s->n_past)
-        return rv_fail(err, RV_EARG, "truncate: to %zu, want 0 .. %zu", n, s->n_past);
-    if (n == s->n_past) return RV_OK;
-    if (s->state && n)
-        return rv_fail(err, RV_EUNSUPPORTED,
-                       "truncate: to %zu of %zu, want 0: %.*s keeps recurrent state", n, s->n_past,
-                       (int)s->m->info.arch.n, s->m->info.arch.p);
-    if (s->state) memset(s->state, 0, rv_model_state_floats(s->m) * 4);
-    rv_kv_truncate(s->kv, n);
-    s->n_past = n;
-    s->has_logits = false;
-    return RV_OK;
+    const size_t n_past = rv_kv_len(s->kv);
+    if (n > n_past) return rv_fail(err, RV_EARG, "truncate: to %zu, want 0 .. %zu", n, n_past);
+    if (n == n_past) return RV_OK;
+    rv_status st = rv_kv_truncate(s->kv, n, err);
+    if (st == RV_OK) s->has_logits = false;
+    return st;
 }
 
 size_t rv_session_n_past(const rv_session *s) {
-    return s->n_past;
+    return rv_kv_len(s->kv);
 }
 
 size_t rv_session_room(const rv_session *s) {
-    return s->n_ctx - s->n_past;
+    return s->n_ctx - rv_kv_len(s->kv);
 }
 
 const float *rv_session_logits(const rv_session *s) {

@@ -301,8 +301,9 @@ typedef struct rv_model_info {
 } rv_model_info;
 
 /* Open a model: binds and checks every tensor the architecture needs.  Weights stay in the
- * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or a kv_type the head size does
- * not suit; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name. */
+ * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or a kv_type or kv_store the head
+ * size does not suit; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name; RV_EARG
+ * an option out of range; RV_EFULL a kv_budget that does not hold a block of 64 positions. */
 RV_API rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *opts,
                                rv_err *err);
 RV_API rv_model *rv_model_ref(rv_model *m);
@@ -342,12 +343,14 @@ RV_API void rv_session_free(rv_session **s);
  * The logits of the last token stay in the session either way.  Split into chunks of the model's
  * n_batch; the result has the same bits for any split, chunk size and thread count.
  * On any error no position is consumed.
- * RV_EARG id out of range or n == 0; RV_EFULL n > room; RV_ECANCEL; RV_ENOMEM.
+ * RV_EARG id out of range or n == 0; RV_EFULL n > room, or the model's kv_budget is used up;
+ * RV_ECANCEL; RV_ENOMEM.
  * One thread at a time per session; sessions of one model run in parallel. */
 RV_API rv_status rv_session_eval(rv_session *s, const int32_t *tok, size_t n, float *all,
                                  rv_cancel *cancel, rv_err *err);
-/* Forget everything from position n on.  RV_EUNSUPPORTED when the architecture keeps recurrent
- * state and n is neither 0 nor the present length. */
+/* Forget everything from position n on.  0 and the present length are always possible;
+ * RV_EUNSUPPORTED when the recurrent state behind n is not kept, or with a store when n is too far
+ * back. */
 RV_API rv_status rv_session_truncate(rv_session *s, size_t n, rv_err *err);
 RV_API size_t rv_session_n_past(const rv_session *s);
 RV_API size_t rv_session_room(const rv_session *s);
@@ -418,9 +421,9 @@ typedef enum rv_priority {
 } rv_priority;
 
 typedef enum rv_finish {
-    RV_FINISH_NONE = 0,      /* it goes on */
-    RV_FINISH_STOP = 1,      /* an end token, or a stop string that the caller saw */
-    RV_FINISH_LENGTH = 2,    /* max_tokens, or the context is full */
+    RV_FINISH_NONE = 0,   /* it goes on */
+    RV_FINISH_STOP = 1,   /* an end token, or a stop string that the caller saw */
+    RV_FINISH_LENGTH = 2, /* max_tokens, or the context is full */
     RV_FINISH_CANCELLED = 3,
     RV_FINISH_DEADLINE = 4,
     RV_FINISH_ERROR = 5,
@@ -441,15 +444,15 @@ typedef struct rv_engine_opts { /* 0 everywhere gives the defaults */
 typedef struct rv_engine_request {
     const int32_t *tok; /* [n] prompt; copied */
     size_t n;
-    int32_t max_tokens;            /* >= 1 */
+    int32_t max_tokens;             /* >= 1 */
     const rv_sample_params *params; /* NULL: greedy; copied */
-    const int32_t *stop_ids;       /* [n_stop] end the generation as end tokens do; copied */
+    const int32_t *stop_ids;        /* [n_stop] end the generation as end tokens do; copied */
     size_t n_stop;
-    bool ignore_eog;               /* end tokens do not end it */
+    bool ignore_eog; /* end tokens do not end it */
     rv_priority priority;
     uint64_t tenant;
-    uint64_t deadline_ms;          /* from now; 0: none */
-    rv_str salt;                   /* prefixes are shared among requests with the same salt only */
+    uint64_t deadline_ms; /* from now; 0: none */
+    rv_str salt;          /* prefixes are shared among requests with the same salt only */
 } rv_engine_request;
 
 typedef struct rv_engine_event {
@@ -460,15 +463,15 @@ typedef struct rv_engine_event {
     const float *top_logprobs;
     size_t n_top;
     rv_finish finish;
-    rv_err err;         /* when finish is RV_FINISH_ERROR */
-    size_t n_cached;    /* prompt tokens that were found and not computed */
+    rv_err err;      /* when finish is RV_FINISH_ERROR */
+    size_t n_cached; /* prompt tokens that were found and not computed */
     uint32_t n_preempted;
 } rv_engine_event;
 
 typedef struct rv_engine_stats {
     uint64_t n_waiting, n_running, n_steps, n_rows, n_tokens;
     uint64_t n_submitted, n_refused, n_finished, n_cancelled, n_preempted;
-    uint64_t n_prompt, n_cached; /* tokens of admitted prompts, and those found in the cache */
+    uint64_t n_prompt, n_cached;   /* tokens of admitted prompts, and those found in the cache */
     double step_ms, rows_per_step; /* moving averages */
 } rv_engine_stats;
 

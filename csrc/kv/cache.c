@@ -37,8 +37,8 @@ static rv_status check_store(const rv_kv_format *f, rv_err *err) {
         return rv_fail(err, RV_EUNSUPPORTED, "kv: heads of %zu with a store, want at most %d",
                        f->head_dim, RV_KV_MAX_STORE_DIM);
     if (f->rotate && (f->head_dim & (f->head_dim - 1)))
-        return rv_fail(err, RV_EUNSUPPORTED, "kv: heads of %zu cannot be rotated, want a power of 2",
-                       f->head_dim);
+        return rv_fail(err, RV_EUNSUPPORTED,
+                       "kv: heads of %zu cannot be rotated, want a power of 2", f->head_dim);
     return RV_OK;
 }
 
@@ -105,8 +105,7 @@ rv_status rv_kv_cache_new(rv_kv_cache **out, const rv_kv_format *f, const rv_kv_
     if (st == RV_OK && !lay_out(c)) st = rv_fail(err, RV_EFULL, "kv: pages beyond any memory");
     if (st == RV_OK) st = check_budget(c, o->budget, err);
     if (st == RV_OK) st = rv_pages_new(&c->pages, c->page_bytes, RV_KEEP_N, o->budget, o->fit, err);
-    if (st == RV_OK)
-        st = rv_prefix_new(&c->tree, c->pages, o->hash_bits ? o->hash_bits : 64, err);
+    if (st == RV_OK) st = rv_prefix_new(&c->tree, c->pages, o->hash_bits ? o->hash_bits : 64, err);
     if (st != RV_OK) {
         rv_kv_cache_free(&c);
         return st;

@@ -14,19 +14,19 @@ struct rv_kv_cache {
     atomic_size_t n_refs;
     rv_kv_format f; /* f.heads is heads */
     int32_t *heads;
-    size_t *first; /* [n_layers] heads of the layers before it */
+    size_t *first;  /* [n_layers] heads of the layers before it */
     size_t n_heads; /* of all layers */
     int type[2];    /* by the kernels' numbers: HOT, COLD (-1: no store) */
     size_t run_bytes[2], page_bytes[RV_KEEP_N];
     bool share;
     rv_pages *pages;
-    rv_prefix *tree; /* empty without sharing */
+    rv_prefix *tree;                                             /* empty without sharing */
     uint64_t n_sequences, n_looked_up, n_hit, n_moved, n_copied; /* n_moved: pages */
 };
 
 /* RV_PAGE_TOKENS positions of a sequence. */
 typedef struct rv_kv_entry {
-    rv_page page[RV_KEEP_N]; /* STATE: the one behind them */
+    rv_page page[RV_KEEP_N]; /* STATE: behind them, of position rolling only */
     rv_node node;            /* of entries below n_nodes */
     bool fresh;              /* the COLD page is still to be filled */
     char *at[2];             /* of the HOT and the COLD page: found without the lock */

@@ -34,14 +34,14 @@ static void unmake(rv_kv *kv) {
     rv_free(kv);
 }
 
-rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n, rv_err *err) {
+static rv_status new_kv(rv_kv **out, rv_kv_cache *c, bool share, const void *identity, size_t n,
+                        rv_err *err) {
     *out = NULL;
     rv_kv *kv = make(c);
     if (!kv) return rv_fail(err, RV_ENOMEM, "kv: out of memory");
-    bool ok = true;
     pthread_mutex_lock(&c->lock);
-    if (c->share) kv->root = kv->node = rv_prefix_root(c->tree, identity, n);
-    ok = !c->share || kv->root;
+    if (share) kv->root = kv->node = rv_prefix_root(c->tree, identity, n);
+    const bool ok = !share || kv->root;
     if (ok) c->n_sequences++;
     pthread_mutex_unlock(&c->lock);
     if (!ok) {
@@ -52,6 +52,14 @@ rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n,
     return RV_OK;
 }
 
+rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n, rv_err *err) {
+    return new_kv(out, c, c->share, identity, n, err);
+}
+
+rv_status rv_kv_new_apart(rv_kv **out, rv_kv_cache *c, rv_err *err) {
+    return new_kv(out, c, false, NULL, 0, err);
+}
+
 /* Let go of everything of entries behind n positions, the end first: what can be evicted goes in
  * that order, and a beginning is of use without an end. */
 static void drop_from(rv_kv *kv, size_t n) {
@@ -59,6 +67,7 @@ static void drop_from(rv_kv *kv, size_t n) {
     const size_t full = n / RV_PAGE_TOKENS, pages = rv_kv_pages_of(n);
     for (size_t i = kv->n; i-- > full;) {
         rv_kv_entry *e = &kv->e[i];
+        if (i < kv->n_nodes) rv_prefix_idle(c->tree, e->node, STATE); /* of use until now */
         for (int k = RV_KEEP_N; k-- > (i < pages ? COLD : HOT);) {
             rv_kv_let_go(c, e->page[k]);
             e->page[k] = 0;
@@ -134,8 +143,8 @@ rv_status rv_kv_fork(rv_kv **out, const rv_kv *kv, rv_err *err) {
  * cold_end - 1, where the tree has none. */
 typedef struct plan {
     size_t end, cold_end;
-    bool copy;               /* the last page is shared */
-    rv_page copied, buf;     /* instead of it; for a snapshot */
+    bool copy;           /* the last page is shared */
+    rv_page copied, buf; /* instead of it; for a snapshot */
     size_t need[RV_PAGE_CLASSES];
 } plan;
 
@@ -228,8 +237,10 @@ static rv_status take_plan(rv_kv *kv, plan *p, size_t n, rv_err *err) {
     for (int i = 0; st == RV_OK && !fill_plan(kv, p); i++) {
         const bool starved = rv_pages_starved(c->pages);
         drop_plan(kv, p, false, n_set);
-        if (starved) st = rv_fail(err, RV_ENOMEM, "kv: no memory for %zu positions", kv->len + n);
-        else if (i) st = no_room(kv, p, n, err);
+        if (starved)
+            st = rv_fail(err, RV_ENOMEM, "kv: no memory for %zu positions", kv->len + n);
+        else if (i)
+            st = no_room(kv, p, n, err);
     }
     if (st != RV_OK) {
         drop_plan(kv, p, true, n_set);
@@ -286,19 +297,22 @@ void rv_kv_write(rv_kv *kv, size_t i_layer, size_t i_head, size_t pos, size_t n,
                      k + i * ld, v + i * ld, c->f.head_dim);
 }
 
-/* The snapshot that was written during the last positions: the tree's, if others want it there,
- * else the sequence's own instead of the one before. */
+/* The snapshot that was written during the last positions: it goes to the tree if others want it
+ * there, else it is the sequence's own instead of the one before. */
 static void keep_snapshot(rv_kv *kv, size_t before) {
     const size_t at = kv->snap_at;
     kv->snap_at = 0;
     if (at <= before || at > kv->len) return;
     rv_page *page = &kv->e[at / RV_PAGE_TOKENS - 1].page[STATE];
-    rv_kv_let_go(kv->c, *page);
     *page = kv->buf;
     kv->buf = 0;
     if (at == kv->want) {
         kv->want = 0;
-        if (rv_kv_publish_state(kv, at)) return;
+        if (rv_kv_publish_state(kv, at)) {
+            rv_kv_let_go(kv->c, *page);
+            *page = 0;
+            return;
+        }
     }
     if (kv->rolling) {
         page = &kv->e[kv->rolling / RV_PAGE_TOKENS - 1].page[STATE];
@@ -330,33 +344,40 @@ void rv_kv_commit(rv_kv *kv, const int32_t *tok, size_t n) {
 
 /* ---- forgetting ---- */
 
+/* Go back to the state behind n positions, 0 .. len; false: it is not kept. */
+static bool restore(rv_kv *kv, size_t n) {
+    const rv_kv_cache *c = kv->c;
+    if (!kv->state || n == kv->len) return true;
+    if (n == 0) {
+        memset(kv->state, 0, c->f.state_bytes);
+        return true;
+    }
+    if (n % RV_PAGE_TOKENS) return false;
+    const rv_kv_entry *e = &kv->e[n / RV_PAGE_TOKENS - 1];
+    rv_page page = e->page[STATE];
+    if (!page && n / RV_PAGE_TOKENS <= kv->n_nodes) page = rv_prefix_get(c->tree, e->node, STATE);
+    if (page) memcpy(kv->state, rv_pages_at(c->pages, page), c->f.state_bytes);
+    return page != 0;
+}
+
 rv_status rv_kv_truncate(rv_kv *kv, size_t n, rv_err *err) {
     rv_kv_cache *c = kv->c;
     if (n > kv->len)
         return rv_fail(err, RV_EARG, "kv: truncated to %zu positions, there are %zu", n, kv->len);
-    const void *state = NULL;
     if (n && rv_kv_bound(c, n + 1) < kv->hot_lo * RV_PAGE_TOKENS)
         return rv_fail(err, RV_EUNSUPPORTED,
                        "kv: cannot go back to %zu of %zu positions: the full precision of those "
                        "before %zu is gone",
                        n, kv->len, kv->hot_lo * RV_PAGE_TOKENS);
     pthread_mutex_lock(&c->lock);
-    if (kv->state && n && n < kv->len) {
-        const rv_page page =
-            n % RV_PAGE_TOKENS ? 0 : kv->e[n / RV_PAGE_TOKENS - 1].page[STATE];
-        if (page) state = rv_pages_at(c->pages, page);
-        if (!page) {
-            pthread_mutex_unlock(&c->lock);
-            return rv_fail(err, RV_EUNSUPPORTED,
-                           "kv: cannot go back to %zu of %zu positions: the recurrent state there "
-                           "is not kept",
-                           n, kv->len);
-        }
-    }
-    drop_from(kv, n);
+    const bool kept = restore(kv, n);
+    if (kept) drop_from(kv, n);
     pthread_mutex_unlock(&c->lock);
-    if (state) memcpy(kv->state, state, c->f.state_bytes);
-    if (kv->state && !n) memset(kv->state, 0, c->f.state_bytes);
+    if (!kept)
+        return rv_fail(err, RV_EUNSUPPORTED,
+                       "kv: cannot go back to %zu of %zu positions: the recurrent state there is "
+                       "not kept",
+                       n, kv->len);
     kv->len = n;
     return RV_OK;
 }
@@ -373,7 +394,8 @@ size_t rv_kv_boundary(const rv_kv *kv, size_t n) {
 
 void rv_kv_runs(const rv_kv *kv, bool old, size_t i_layer, size_t i_head, size_t i_block,
                 const void *runs[RV_KV_BLOCK / RV_PAGE_TOKENS]) {
-    const size_t off = rv_kv_page_offset(kv->c, old, i_layer, i_head), end = old ? kv->n_cold : kv->n;
+    const size_t off = rv_kv_page_offset(kv->c, old, i_layer, i_head),
+                 end = old ? kv->n_cold : kv->n;
     for (size_t r = 0; r < RV_KV_BLOCK / RV_PAGE_TOKENS; r++) {
         const size_t i = i_block * (RV_KV_BLOCK / RV_PAGE_TOKENS) + r;
         runs[r] = r == 0 || i < end ? kv->e[i].at[old] + off : runs[0];

@@ -46,11 +46,11 @@ typedef struct rv_kv_format {
     size_t n_layers;      /* that keep keys; 0 is allowed */
     const int32_t *heads; /* [n_layers] key heads of each; copied */
     size_t head_dim;
-    rv_kv_type type;      /* not RV_KV_AUTO; Q8_0 and Q4_0 want head_dim % 32 == 0 */
-    rv_kv_type store;     /* RV_KV_AUTO: no store; else Q8_0 or Q4_0, and type is F16 or F32 */
-    bool rotate;          /* keys of the store are Hadamard-rotated; head_dim is a power of two */
-    size_t tail, batch;   /* with a store: positions, multiples of RV_KV_BLOCK, at least one */
-    size_t state_bytes;   /* recurrent state of a sequence; 0: none */
+    rv_kv_type type;    /* not RV_KV_AUTO; Q8_0 and Q4_0 want head_dim % 32 == 0 */
+    rv_kv_type store;   /* RV_KV_AUTO: no store; else Q8_0 or Q4_0, and type is F16 or F32 */
+    bool rotate;        /* keys of the store are Hadamard-rotated; head_dim is a power of two */
+    size_t tail, batch; /* with a store: positions, multiples of RV_KV_BLOCK, at least one */
+    size_t state_bytes; /* recurrent state of a sequence; 0: none */
 } rv_kv_format;
 
 typedef struct rv_kv_cache_opts {
@@ -64,7 +64,7 @@ typedef struct rv_kv_cache_stats {
     rv_pages_stats pages;
     rv_prefix_stats prefix;
     uint64_t n_sequences;
-    uint64_t n_looked_up, n_hit; /* tokens of rv_kv_match: asked for, and found */
+    uint64_t n_looked_up, n_hit;   /* tokens of rv_kv_match: asked for, and found */
     uint64_t n_migrated, n_copied; /* blocks moved to the store; pages copied on write */
 } rv_kv_cache_stats;
 
@@ -97,6 +97,8 @@ bool rv_kv_cache_fits(rv_kv_cache *c, const rv_kv_need *need);
 /* An empty one.  identity: what keys and values depend on besides tokens (adapter, tenant ...; the
  * model and the format are the cache's), n bytes, may be NULL. */
 rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n, rv_err *err);
+/* An empty one that finds no prefixes and leaves none behind. */
+rv_status rv_kv_new_apart(rv_kv **out, rv_kv_cache *c, rv_err *err);
 void rv_kv_free(rv_kv **kv); /* full pages stay in the tree as long as there is room */
 /* Of an empty sequence: start with the longest prefix of tok that can be resumed, at most n - 1
  * tokens.  Returns its length (0: nothing, or no sharing). */

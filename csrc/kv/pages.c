@@ -100,9 +100,10 @@ static bool grow(rv_pages *p) {
         for (int l = 0; l < LEVELS; l++)
             memcpy(level(&q, s, l), level(p, s, l), p->level_words[l] * sizeof *q.words);
     rv_free(p->words);
+    const size_t old = RV_MAX(p->cap_slabs, (size_t)1);
     q.cap_slabs = cap;
     *p = q;
-    for (size_t i = RV_MAX(cap / 2, (size_t)1); i < cap; i++) set_add(p, VACANT, i);
+    for (size_t i = old; i < cap; i++) set_add(p, VACANT, i);
     return true;
 }
 

@@ -26,11 +26,12 @@ typedef struct rv_pages rv_pages;
  *   round_robin  the next slab after the last one used: what was freed is overwritten last */
 typedef struct rv_pages_stats {
     uint64_t budget_bytes;
-    uint64_t held_bytes; /* of slabs */
-    uint64_t peak_bytes; /* most that held_bytes ever was */
-    uint64_t used_bytes; /* of pages with a reference */
+    uint64_t held_bytes;                                       /* of slabs */
+    uint64_t peak_bytes;                                       /* most that held_bytes ever was */
+    uint64_t used_bytes;                                       /* of pages with a reference */
     uint64_t n_used[RV_PAGE_CLASSES], n_free[RV_PAGE_CLASSES]; /* pages; free: in held slabs */
-    uint64_t n_spare[RV_PAGE_CLASSES]; /* of the used ones, those whose owner has the last reference */
+    uint64_t
+        n_spare[RV_PAGE_CLASSES]; /* of the used ones, those whose owner has the last reference */
     uint64_t n_allocs, n_refused;
 } rv_pages_stats;
 

@@ -24,7 +24,7 @@ static void share_page(rv_kv *kv, size_t i, int keep) {
 
 void rv_kv_publish(rv_kv *kv) {
     rv_kv_cache *c = kv->c;
-    if (!c->share) return;
+    if (!kv->root) return;
     for (; kv->n_nodes < kv->len / RV_PAGE_TOKENS; kv->n_nodes++) {
         rv_kv_entry *e = &kv->e[kv->n_nodes];
         e->node = rv_prefix_add(c->tree, kv->node, e->tok);
@@ -93,7 +93,7 @@ static void take(rv_kv *kv, size_t i, rv_node node, int keep) {
     if (!page) return;
     rv_pages_ref(c->pages, page);
     kv->e[i].page[keep] = page;
-    if (keep != STATE) kv->e[i].at[keep] = rv_pages_at(c->pages, page);
+    kv->e[i].at[keep] = rv_pages_at(c->pages, page);
 }
 
 /* The pages of a place, and HOT ones before them as far as one may want to go back. */
@@ -121,7 +121,6 @@ static void settle(rv_kv *kv, const place *at, const int32_t *tok) {
         rv_kv_let_go(c, kv->e[kv->hot_lo].page[HOT]);
         kv->e[kv->hot_lo].page[HOT] = 0;
     }
-    if (at->n_pages) take(kv, at->n_pages - 1, at->node, STATE);
     kv->n_cold = m;
     kv->n_nodes = kv->n_shared[HOT] = at->n_pages;
     kv->n_shared[COLD] = m;
@@ -132,23 +131,25 @@ static void settle(rv_kv *kv, const place *at, const int32_t *tok) {
 
 size_t rv_kv_match(rv_kv *kv, const int32_t *tok, size_t n) {
     rv_kv_cache *c = kv->c;
-    if (!c->share || !n || kv->len) return 0;
+    if (!kv->root || !n || kv->len) return 0;
     rv_kv_truncate(kv, 0, NULL); /* of what was reserved */
     void *e = kv->e;
     const bool ok = rv_grow(&e, &kv->cap, rv_kv_pages_of(n), sizeof *kv->e);
     kv->e = e;
     if (!ok) return 0;
-    const void *state = NULL;
     pthread_mutex_lock(&c->lock);
     const place at = find(c, kv->node, tok, n);
     const size_t len = length(&at);
     if (len) settle(kv, &at, tok);
-    if (len && kv->state) state = rv_pages_at(c->pages, kv->e[kv->n - 1].page[STATE]);
+    if (len && kv->state) {
+        const rv_page state = rv_prefix_get(c->tree, at.node, STATE);
+        memcpy(kv->state, rv_pages_at(c->pages, state), c->f.state_bytes);
+        rv_prefix_idle(c->tree, at.node, STATE); /* it was used just now */
+    }
     if (at.n_known > at.n_pages) kv->want = at.n_known * RV_PAGE_TOKENS;
     c->n_looked_up += n;
     c->n_hit += len;
     pthread_mutex_unlock(&c->lock);
-    if (state) memcpy(kv->state, state, c->f.state_bytes);
     return len;
 }
 

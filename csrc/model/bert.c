@@ -116,7 +116,6 @@ static void layer(pass *p, const size_t *ends, size_t n_text) {
     const rv_attn_task t = {.n_head = (size_t)net->n_head,
                             .n_head_kv = (size_t)l->n_head_kv,
                             .head_dim = (size_t)net->head_dim,
-                            .n = n,
                             .ends = ends,
                             .n_text = n_text};
     rv_run_attention(r, &t);

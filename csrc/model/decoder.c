@@ -1,5 +1,6 @@
 /* The causal forward pass: pre-norm layers of attention (or LFM2's gated short convolution) and
- * SwiGLU, for a chunk of tokens at the end of a sequence. */
+ * SwiGLU, for new tokens at the ends of some sequences.  Rows are shared by all but attention and
+ * convolutions, which know whose row is whose. */
 #include <math.h>
 
 #include "model/net.h"
@@ -9,11 +10,11 @@ typedef struct pass {
     rv_run *r;
     const rv_net *net;
     const rv_layer *l;
-    rv_kv *kv;
-    size_t n, pos, e;
-    const float *norm; /* of the next half layer */
-    const float *add;  /* residual to add first, or NULL; ld_add floats per token */
-    const float *bias; /* added with it, or NULL */
+    const rv_span *spans;
+    size_t n_spans, n, e; /* n: rows of all spans */
+    const float *norm;    /* of the next half layer */
+    const float *add;     /* residual to add first, or NULL; ld_add floats per token */
+    const float *bias;    /* added with it, or NULL */
 } pass;
 
 static void embed_token(const rv_net *net, int32_t id, float *x) {
@@ -71,14 +72,13 @@ static void attention(pass *p) {
     const rv_mm qkv[] = {{&l->wq, r->q, q}, {&l->wk, r->k, kv}, {&l->wv, r->v, kv}};
     rv_run_mm(r, qkv, 3, r->y, p->e, p->n);
     rv_run_tokens(r, p->n, finish_qkv, p);
-    rv_run_store_kv(r, p->kv, (size_t)l->i_kv, (size_t)l->n_head_kv, p->pos, p->n);
+    rv_run_store_kv(r, p->spans, p->n_spans, (size_t)l->i_kv, (size_t)l->n_head_kv);
     const rv_attn_task t = {.n_head = (size_t)net->n_head,
                             .n_head_kv = (size_t)l->n_head_kv,
                             .head_dim = (size_t)net->head_dim,
-                            .n = p->n,
-                            .pos = p->pos,
                             .n_swa = (size_t)net->n_swa,
-                            .kv = p->kv,
+                            .spans = p->spans,
+                            .n_spans = p->n_spans,
                             .i_layer = (size_t)l->i_kv};
     rv_run_attention(r, &t);
     const rv_mm out = {&l->wo, r->y, p->e};
@@ -86,16 +86,28 @@ static void attention(pass *p) {
     p->bias = l->bo;
 }
 
-static void short_conv(pass *p, float *state) {
+/* The rows of a span through the convolution, one after another. */
+static void conv_span(void *arg, size_t i, int i_thread) {
+    (void)i_thread;
+    const pass *p = arg;
+    const rv_span_at *at = &p->r->at[i];
+    const size_t e = p->e, taps = (size_t)p->net->conv_l;
+    const size_t n_state = (taps - 1) * e, off = (size_t)p->l->i_kv * n_state;
+    float *state = n_state ? rv_kv_state(p->spans[i].kv) + off : NULL;
+    for (size_t t = 0; t < p->spans[i].n; t++) {
+        const float *b = p->r->gate + (at->row + t) * 3 * e, *c = b + e, *u = c + e;
+        rvk.shortconv(p->r->att + (at->row + t) * e, b, c, u, p->l->taps, state, e, taps);
+        if (t + 1 == at->n_snap) memcpy(at->snap + off, state, n_state * sizeof *state);
+    }
+}
+
+static void short_conv(pass *p) {
     rv_run *r = p->r;
     const rv_layer *l = p->l;
     const size_t e = p->e;
     const rv_mm in = {&l->conv_in, r->gate, 3 * e};
     rv_run_mm(r, &in, 1, r->y, e, p->n);
-    for (size_t i = 0; i < p->n; i++) {
-        const float *b = r->gate + i * 3 * e, *c = b + e, *u = c + e;
-        rvk.shortconv(r->att + i * e, b, c, u, l->taps, state, e, (size_t)p->net->conv_l);
-    }
+    rv_run_tokens(r, p->n_spans, conv_span, p);
     const rv_mm out = {&l->conv_out, r->y, e};
     rv_run_mm(r, &out, 1, r->att, e, p->n);
     p->bias = NULL;
@@ -128,31 +140,42 @@ static void last_norm(void *arg, size_t i, int i_thread) {
     rvk.rms_norm(x, x, p->net->output_norm, p->e, p->net->eps);
 }
 
-rv_status rv_decoder_forward(rv_run *r, rv_kv *kv, float *conv, const int32_t *tok, size_t n,
-                             size_t pos, const rv_cancel *cancel, rv_err *err) {
-    const rv_net *net = r->net;
-    pass p = {.r = r, .net = net, .kv = kv, .n = n, .pos = pos, .e = (size_t)net->n_embd};
-    const size_t state = (size_t)(net->conv_l ? net->conv_l - 1 : 0) * p.e;
-    for (size_t i = 0; i < n; i++) {
-        embed_token(net, tok[i], r->x + i * p.e);
-        rotation(net, pos + i, r->cs + i * (size_t)net->n_rot);
+/* Rows, embeddings and rotations of span i, and the snapshot that it wants. */
+static void begin_span(pass *p, size_t i) {
+    rv_run *r = p->r;
+    const rv_span *s = &p->spans[i];
+    rv_span_at *at = &r->at[i];
+    const size_t pos = rv_kv_len(s->kv), row = p->n;
+    at->row = row;
+    at->n_snap = rv_kv_snapshot(s->kv, s->n, &at->snap);
+    for (size_t t = 0; t < s->n; t++) {
+        embed_token(p->net, s->tok[t], r->x + (row + t) * p->e);
+        rotation(p->net, pos + t, r->cs + (row + t) * (size_t)p->net->n_rot);
     }
+    p->n += s->n;
+}
+
+rv_status rv_decoder_forward(rv_run *r, const rv_span *spans, size_t n_spans,
+                             const rv_cancel *cancel, rv_err *err) {
+    const rv_net *net = r->net;
+    pass p = {.r = r, .net = net, .spans = spans, .n_spans = n_spans, .e = (size_t)net->n_embd};
+    for (size_t i = 0; i < n_spans; i++) begin_span(&p, i);
     for (int32_t i = 0; i < net->n_layer; i++) {
         if (cancel && rv_cancel_get(cancel))
-            return rv_fail(err, RV_ECANCEL, "cancelled at token %zu, layer %d", pos, i);
+            return rv_fail(err, RV_ECANCEL, "cancelled in layer %d", i);
         p.l = &net->layers[i];
         p.norm = p.l->attn_norm;
-        rv_run_tokens(r, n, residual_norm, &p);
+        rv_run_tokens(r, p.n, residual_norm, &p);
         if (p.l->n_head_kv)
             attention(&p);
         else
-            short_conv(&p, conv + (size_t)p.l->i_kv * state);
+            short_conv(&p);
         p.add = r->y;
         p.norm = p.l->ffn_norm;
-        rv_run_tokens(r, n, residual_norm, &p);
+        rv_run_tokens(r, p.n, residual_norm, &p);
         feed_forward(&p);
         p.bias = NULL;
     }
-    rv_run_tokens(r, n, last_norm, &p);
+    rv_run_tokens(r, p.n, last_norm, &p);
     return RV_OK;
 }

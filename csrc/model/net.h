@@ -111,6 +111,13 @@ void rv_panels_ready(rv_panels *s, const rv_mat *m);
 
 /* ---- running (run.c) ---- */
 
+/* Of a span in the pass under way: its first row, and where a copy of the recurrent state behind
+ * n_snap of its rows goes (0: nowhere). */
+typedef struct rv_span_at {
+    size_t row, n_snap;
+    float *snap;
+} rv_span_at;
+
 /* The work area of one caller: buffers for chunks of at most cap tokens. */
 struct rv_run {
     const rv_net *net;
@@ -119,9 +126,11 @@ struct rv_run {
     float *x, *y, *q, *k, *v, *att, *gate, *up; /* x, y: [cap][n_embd] */
     float *cs;                                  /* [cap][n_rot] */
     uint8_t *packed;                            /* [cap] packed activations */
+    rv_span_at *at;                             /* [cap] */
+    struct rv_tile *tiles;                      /* [cap] of attention, see attention.h */
     float *scratch;                             /* [n_threads] tiles of attention */
     size_t scratch_floats;
-    float *parts; /* attention of a few tokens in segments, see attention.c */
+    float *parts; /* attention of a few tokens in segments, see attention_cache.c */
     size_t cap_parts;
 };
 
@@ -151,9 +160,9 @@ typedef struct rv_span {
 
 /* The tokens of all spans, one after another (at most run->cap; no sequence twice), through all
  * layers; the normalised hidden states are left in run->x, in that order.  A row's bits do not
- * depend on the other rows.  Writes keys, values, recurrent state and the snapshots that the
- * sequences want, and commits nothing: that is the caller's.  RV_ECANCEL leaves states half
- * written: the caller restores them. */
+ * depend on the other rows; all sequences are of one cache.  Writes keys, values, recurrent state
+ * and the snapshots that the sequences want, and commits nothing: that is the caller's.  RV_ECANCEL
+ * leaves states half written: the caller restores them. */
 rv_status rv_decoder_forward(rv_run *run, const rv_span *spans, size_t n_spans,
                              const rv_cancel *cancel, rv_err *err);
 /* n_text whole texts through an encoder, one after another in tok; text t is the tokens
@@ -164,7 +173,7 @@ rv_status rv_encoder_forward(rv_run *run, const int32_t *tok, const size_t *ends
 /* Logits [n][n_vocab] of n hidden rows. */
 void rv_net_head(rv_run *run, const float *x, size_t n, float *logits);
 
-/* ---- attention (attention.c) ---- */
+/* ---- attention (attention.c, attention_cache.c) ---- */
 
 /* Attention of the query rows in run->q: spans of sequences, one after another, to the cached
  * positions before and among them; or, without spans, n_text whole texts (ends as in

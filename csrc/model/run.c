@@ -3,7 +3,7 @@
  * Work is cut by rows of the weights (decode) or by tokens (elementwise parts).  A chunk writes
  * only its own outputs and a kernel's element depends on its own inputs only, so neither the cut
  * nor the number of threads shows in the result. */
-#include "model/net.h"
+#include "model/attention.h"
 #include "rvk.h"
 
 static size_t max_in(const rv_net *net) {
@@ -34,7 +34,11 @@ static void free_buffers(rv_run *r) {
         *all[i] = NULL;
     }
     rv_free(r->packed);
+    rv_free(r->at);
+    rv_free(r->tiles);
     r->packed = NULL;
+    r->at = NULL;
+    r->tiles = NULL;
     r->cap = 0;
 }
 
@@ -66,7 +70,9 @@ rv_status rv_run_reserve(rv_run *r, size_t n, rv_err *err) {
              (*all[i] = rv_alloc_aligned((size_t)bytes)) != NULL;
     }
     ok = ok &&
-         (r->packed = rv_alloc_aligned(n * rvk_act_bytes((max_in(net) + 31) / 32 * 32))) != NULL;
+         (r->packed = rv_alloc_aligned(n * rvk_act_bytes((max_in(net) + 31) / 32 * 32))) != NULL &&
+         (r->at = rv_calloc(n, sizeof *r->at)) != NULL &&
+         (r->tiles = rv_calloc(n, sizeof *r->tiles)) != NULL;
     if (!ok) {
         free_buffers(r);
         return rv_fail(err, RV_ENOMEM, "run: no memory for a chunk of %zu tokens", n);

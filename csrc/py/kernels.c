@@ -506,11 +506,18 @@ static PyObject *py_shortconv(PyObject *m, PyObject *args) {
     return finish(&b, out != NULL);
 }
 
-/* Rows [hi][d] of keys and values as a block of the cache, and queries as its kernel wants them;
- * NULL without memory. */
-static void *attn_block(int type, const float *k, const float *v, size_t hi, size_t d) {
-    void *block = rv_alloc_aligned(RVK_ATTN_BLOCK / RVK_ATTN_RUN * rvk_attn_run_bytes(type, d));
-    for (size_t p = 0; block && p < hi; p++) rvk_attn_put(type, block, p, k + p * d, v + p * d, d);
+enum { ATTN_RUNS = RVK_ATTN_BLOCK / RVK_ATTN_RUN };
+
+/* Rows [hi][d] of keys and values as a block of the cache, its runs one after another, and queries
+ * as its kernel wants them; NULL without memory. */
+static char *attn_block(int type, const float *k, const float *v, size_t hi, size_t d,
+                        const void *runs[ATTN_RUNS]) {
+    const size_t bytes = rvk_attn_run_bytes(type, d);
+    char *block = rv_alloc_aligned(ATTN_RUNS * bytes);
+    for (size_t r = 0; block && r < ATTN_RUNS; r++) runs[r] = block + r * bytes;
+    for (size_t p = 0; block && p < hi; p++)
+        rvk_attn_put(type, block + p / RVK_ATTN_RUN * bytes, p % RVK_ATTN_RUN, k + p * d, v + p * d,
+                     d);
     return block;
 }
 
@@ -554,9 +561,11 @@ static PyObject *py_attn(PyObject *m, PyObject *args) {
     const float *k = acc ? take_f32(&b, o_k, false, (size_t)hi * d, "attn: k") : NULL;
     const float *v = k ? take_f32(&b, o_v, false, (size_t)hi * d, "attn: v") : NULL;
     if (!v) return finish(&b, false);
-    void *block = attn_block(type, k, v, (size_t)hi, d), *qs = attn_queries(type, q, n_q, d);
+    const void *runs[ATTN_RUNS];
+    void *block = attn_block(type, k, v, (size_t)hi, d, runs);
+    void *qs = attn_queries(type, q, n_q, d);
     if (block && qs)
-        rvk.attn[type](qs, n_q, d, block, NULL, (size_t)lo, (size_t)hi, st_max, st_sum, acc);
+        rvk.attn[type](qs, n_q, d, runs, NULL, (size_t)lo, (size_t)hi, st_max, st_sum, acc);
     else
         rv_fail(&err, RV_ENOMEM, "attn: out of memory");
     rv_free(block);

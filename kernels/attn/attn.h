@@ -7,8 +7,8 @@
 
 /* The signature of rvk_table.attn. */
 #define RVK_ATTN_ARGS                                                                              \
-    const void *q, size_t n_q, size_t d, const void *block, const void *next, size_t lo,           \
-        size_t hi, float *st_max, float *st_sum, float *acc
+    const void *q, size_t n_q, size_t d, const void *const *runs, const void *const *next,         \
+        size_t lo, size_t hi, float *st_max, float *st_sum, float *acc
 
 /* The signature of rvk_table.attn_rows. */
 #define RVK_ATTN_ROWS_ARGS                                                                         \
@@ -58,17 +58,25 @@ static inline size_t rvk_attn_row_bytes(int type, size_t d) {
 #endif
 
 /* What is left of the next block to bring into the second cache, some lines at every step of the
- * work on this one: asked for all at once they would hold up its loads. */
+ * work on this one: asked for all at once they would hold up its loads.  One run after another. */
 typedef struct rvk_attn_ahead {
-    const char *p, *end;
+    const char *p, *end;     /* of the run under way */
+    const void *const *runs; /* behind it */
+    size_t n_runs, bytes;    /* bytes: of a run */
 } rvk_attn_ahead;
 
-RVK_INLINE rvk_attn_ahead rvk_attn_ahead_of(const void *next, size_t bytes) {
-    return (rvk_attn_ahead){next, next ? (const char *)next + bytes : next};
+RVK_INLINE rvk_attn_ahead rvk_attn_ahead_of(const void *const *next, size_t bytes) {
+    const size_t n = next ? RVK_ATTN_BLOCK / RVK_ATTN_RUN : 0;
+    return (rvk_attn_ahead){NULL, NULL, next, n, bytes};
 }
 
 RVK_INLINE void rvk_attn_fetch(rvk_attn_ahead *a, const int lines) {
-    if (a->p >= a->end) return;
+    if (a->p >= a->end) {
+        if (a->n_runs == 0) return;
+        a->n_runs--;
+        a->p = *a->runs++;
+        a->end = a->p + a->bytes;
+    }
     RVK_UNROLL
     for (int i = 0; i < lines; i++) __builtin_prefetch(a->p + 64 * i, 0, 2);
     a->p += 64 * lines;

@@ -17,14 +17,19 @@ RVK_INLINE __m256i load256(const uint8_t *p) {
 }
 
 /* Half h of two runs: eight positions' keys at element `at` (bytes) of their run. */
-RVK_INLINE const uint8_t *half_of(const uint8_t *run, size_t bytes, int h, size_t at, size_t half) {
-    return run + (size_t)(h / 2) * bytes + at + (size_t)(h % 2) * half;
+RVK_INLINE const uint8_t *half_of(const uint8_t *const *runs, int h, size_t at, size_t half) {
+    return runs[h / 2] + at + (size_t)(h % 2) * half;
+}
+
+/* Position p of the block: its row of bytes in the rows that start `at` bytes into a run. */
+RVK_INLINE const uint8_t *row_of(const uint8_t *const *runs, size_t p, size_t at, size_t bytes) {
+    return runs[p / RVK_ATTN_RUN] + at + p % RVK_ATTN_RUN * bytes;
 }
 
 /* ---- scores: s[h][..] of NQ queries against N halves ---- */
 
 RVK_INLINE void score_float(const int type, const int NQ, const int N, __m256 s[MAX_Q][HALVES],
-                            const uint8_t *const *q, const uint8_t *run, size_t bytes, size_t d,
+                            const uint8_t *const *q, const uint8_t *const *runs, size_t d,
                             rvk_attn_ahead *ahead) {
     const size_t half = type == RVK_F32 ? 32 : 16;
     for (size_t i = 0; i < d; i++) {
@@ -32,7 +37,7 @@ RVK_INLINE void score_float(const int type, const int NQ, const int N, __m256 s[
         rvk_attn_fetch(ahead, type == RVK_F32 ? 2 : 1);
         RVK_UNROLL
         for (int r = 0; r < N; r++) {
-            const uint8_t *k = half_of(run, bytes, r, 2 * half * i, half);
+            const uint8_t *k = half_of(runs, r, 2 * half * i, half);
             key[r] = type == RVK_F32 ? _mm256_loadu_ps((const float *)(const void *)k)
                                      : _mm256_cvtph_ps(load128(k));
         }
@@ -77,21 +82,21 @@ RVK_INLINE __m256i sum32(const int type, const uint8_t *q, const uint8_t *k, int
 }
 
 RVK_INLINE void score_codes(const int type, const int NQ, const int N, __m256 s[MAX_Q][HALVES],
-                            const uint8_t *const *q, const uint8_t *run, size_t bytes, size_t d) {
+                            const uint8_t *const *q, const uint8_t *const *runs, size_t d) {
     const size_t codes = rvk_attn_code_bytes(type, d), step = type == RVK_Q8_0 ? 512 : 256;
     for (size_t b = 0; b < d / RVK_QK; b++) {
         RVK_UNROLL
         for (int r = 0; r < N; r++) {
-            const uint8_t *at = half_of(run, bytes, r, 2 * codes + RVK_QK * b, 16);
-            const __m256 scale = _mm256_cvtph_ps(load128(at));
+            const uint8_t *scales = half_of(runs, r, 2 * codes + RVK_QK * b, 16);
+            const __m256 scale = _mm256_cvtph_ps(load128(scales));
             RVK_UNROLL
             for (int h = 0; h < NQ; h++) {
                 int16_t sum[2];
                 float dq;
                 memcpy(sum, q[h] + rvk_act_off_bsum(d) + sizeof sum * b, sizeof sum);
                 memcpy(&dq, q[h] + rvk_act_off_d(d) + sizeof dq * b, sizeof dq);
-                const __m256i isum = sum32(type, q[h] + RVK_QK * b,
-                                           half_of(run, bytes, r, step * b, 32), sum[0] + sum[1]);
+                const __m256i isum =
+                    sum32(type, q[h] + RVK_QK * b, half_of(runs, r, step * b, 32), sum[0] + sum[1]);
                 s[h][r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(isum), scale),
                                           _mm256_set1_ps(dq), s[h][r]);
             }
@@ -101,8 +106,8 @@ RVK_INLINE void score_codes(const int type, const int NQ, const int N, __m256 s[
 
 /* Runs r .. r + N / 2 - 1 of the block. */
 RVK_INLINE void score(const int type, const int NQ, const int N, float w[MAX_Q][RVK_ATTN_BLOCK],
-                      size_t r, const uint8_t *const *q, const uint8_t *block, size_t bytes,
-                      size_t d, rvk_attn_ahead *ahead) {
+                      size_t r, const uint8_t *const *q, const uint8_t *const *runs, size_t d,
+                      rvk_attn_ahead *ahead) {
     __m256 s[MAX_Q][HALVES];
     RVK_UNROLL
     for (int h = 0; h < NQ; h++) {
@@ -110,9 +115,9 @@ RVK_INLINE void score(const int type, const int NQ, const int N, float w[MAX_Q][
         for (int i = 0; i < N; i++) s[h][i] = _mm256_setzero_ps();
     }
     if (type == RVK_F32 || type == RVK_F16)
-        score_float(type, NQ, N, s, q, block + r * bytes, bytes, d, ahead);
+        score_float(type, NQ, N, s, q, runs + r, d, ahead);
     else
-        score_codes(type, NQ, N, s, q, block + r * bytes, bytes, d);
+        score_codes(type, NQ, N, s, q, runs + r, d);
     RVK_UNROLL
     for (int h = 0; h < NQ; h++) {
         RVK_UNROLL
@@ -178,10 +183,9 @@ RVK_INLINE void load_values(const int type, const int NV, __m256 *v, const uint8
 
 /* acc = acc * keep + w . values, for dimensions i .. i + 8 NV - 1. */
 RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc,
-                      float w[MAX_Q][RVK_ATTN_BLOCK], const float *keep, const uint8_t *values,
-                      size_t bytes, size_t lo, size_t hi, size_t d, size_t i,
-                      rvk_attn_ahead *ahead) {
-    const size_t row = rvk_attn_row_bytes(type, d);
+                      float w[MAX_Q][RVK_ATTN_BLOCK], const float *keep, const uint8_t *const *runs,
+                      size_t lo, size_t hi, size_t d, size_t i, rvk_attn_ahead *ahead) {
+    const size_t row = rvk_attn_row_bytes(type, d), codes = rvk_attn_code_bytes(type, d);
     __m256 a[MAX_Q][4];
     RVK_UNROLL
     for (int h = 0; h < NQ; h++) {
@@ -193,7 +197,7 @@ RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc,
     for (size_t p = lo; p < hi; p++) {
         __m256 v[4];
         rvk_attn_fetch(ahead, type == RVK_F32 || type == RVK_Q8_0 ? 2 : 1);
-        load_values(type, NV, v, values + p / RVK_ATTN_RUN * bytes + p % RVK_ATTN_RUN * row, i);
+        load_values(type, NV, v, row_of(runs, p, codes, row), i);
         RVK_UNROLL
         for (int h = 0; h < NQ; h++) {
             RVK_UNROLL
@@ -210,13 +214,13 @@ RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc,
 }
 
 /* The last dimensions of a row that does not end with a register. */
-static void weigh_tail(int type, float *acc, const float *w, float keep, const uint8_t *values,
-                       size_t bytes, size_t lo, size_t hi, size_t d, size_t i) {
-    const size_t row = rvk_attn_row_bytes(type, d);
+static void weigh_tail(int type, float *acc, const float *w, float keep, const uint8_t *const *runs,
+                       size_t lo, size_t hi, size_t d, size_t i) {
+    const size_t row = rvk_attn_row_bytes(type, d), codes = rvk_attn_code_bytes(type, d);
     for (; i < d; i++) {
         float a = acc[i] * keep;
         for (size_t p = lo; p < hi; p++) {
-            const uint8_t *at = values + p / RVK_ATTN_RUN * bytes + p % RVK_ATTN_RUN * row;
+            const uint8_t *at = row_of(runs, p, codes, row);
             if (type == RVK_F32) {
                 float x;
                 memcpy(&x, at + 4 * i, 4);
@@ -231,10 +235,10 @@ static void weigh_tail(int type, float *acc, const float *w, float keep, const u
     }
 }
 
-/* out = w * scales of 32 dimensions, per position. */
-static void scale_weights(float *out, const float *w, const uint8_t *scales, size_t bytes) {
+/* out = w * scales of 32 dimensions, `at` bytes into the runs, per position. */
+static void scale_weights(float *out, const float *w, const uint8_t *const *runs, size_t at) {
     for (size_t p = 0; p < RVK_ATTN_BLOCK; p += 8) {
-        const __m256 s = _mm256_cvtph_ps(load128(scales + p / 16 * bytes + 2 * (p % 16)));
+        const __m256 s = _mm256_cvtph_ps(load128(row_of(runs, p, at, 2)));
         _mm256_store_ps(out + p, _mm256_mul_ps(s, _mm256_load_ps(w + p)));
     }
 }
@@ -242,47 +246,44 @@ static void scale_weights(float *out, const float *w, const uint8_t *scales, siz
 /* ---- the block ---- */
 
 RVK_INLINE void queries(const int type, const int NQ, const uint8_t *const *q, size_t d,
-                        const uint8_t *block, const void *next, size_t lo, size_t hi, float *st_max,
-                        float *st_sum, float *acc) {
+                        const uint8_t *const *runs, const void *const *next, size_t lo, size_t hi,
+                        float *st_max, float *st_sum, float *acc) {
     _Alignas(32) float w[MAX_Q][RVK_ATTN_BLOCK], ws[MAX_Q][RVK_ATTN_BLOCK];
     const bool scaled = type == RVK_Q8_0 || type == RVK_Q4_0;
     const size_t codes = rvk_attn_code_bytes(type, d), bytes = 2 * codes + (scaled ? 2 * d : 0);
-    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, RVK_ATTN_BLOCK / RVK_ATTN_RUN * bytes);
+    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, bytes);
     float keep[MAX_Q];
     size_t r = lo / RVK_ATTN_RUN, i = 0;
-    for (; (r + 1) * RVK_ATTN_RUN < hi; r += 2)
-        score(type, NQ, 4, w, r, q, block, bytes, d, &ahead);
-    for (; r * RVK_ATTN_RUN < hi; r++) score(type, NQ, 2, w, r, q, block, bytes, d, &ahead);
+    for (; (r + 1) * RVK_ATTN_RUN < hi; r += 2) score(type, NQ, 4, w, r, q, runs, d, &ahead);
+    for (; r * RVK_ATTN_RUN < hi; r++) score(type, NQ, 2, w, r, q, runs, d, &ahead);
     for (int h = 0; h < NQ; h++) keep[h] = soften(w[h], lo, hi, st_max + h, st_sum + h);
     for (; i + 32 <= d; i += 32) {
-        for (int h = 0; scaled && h < NQ; h++)
-            scale_weights(ws[h], w[h], block + 2 * codes + d + i, bytes);
-        weigh(type, NQ, 4, acc, scaled ? ws : w, keep, block + codes, bytes, lo, hi, d, i, &ahead);
+        for (int h = 0; scaled && h < NQ; h++) scale_weights(ws[h], w[h], runs, 2 * codes + d + i);
+        weigh(type, NQ, 4, acc, scaled ? ws : w, keep, runs, lo, hi, d, i, &ahead);
     }
     if (scaled) return;
-    for (; i + 8 <= d; i += 8)
-        weigh(type, NQ, 1, acc, w, keep, block + codes, bytes, lo, hi, d, i, &ahead);
+    for (; i + 8 <= d; i += 8) weigh(type, NQ, 1, acc, w, keep, runs, lo, hi, d, i, &ahead);
     for (int h = 0; h < NQ; h++)
-        weigh_tail(type, acc + (size_t)h * d, w[h], keep[h], block + codes, bytes, lo, hi, d, i);
+        weigh_tail(type, acc + (size_t)h * d, w[h], keep[h], runs, lo, hi, d, i);
 }
 
 RVK_INLINE void attn(const int type, size_t row, RVK_ATTN_ARGS) {
+    const uint8_t *run[RVK_ATTN_BLOCK / RVK_ATTN_RUN];
     size_t h = 0;
+    for (size_t r = 0; r < RVK_ATTN_BLOCK / RVK_ATTN_RUN; r++) run[r] = runs[r];
     for (; h + 2 <= n_q; h += 2) {
         const uint8_t *at[] = {(const uint8_t *)q + h * row, (const uint8_t *)q + (h + 1) * row};
-        queries(type, 2, at, d, block, h ? NULL : next, lo, hi, st_max + h, st_sum + h,
-                acc + h * d);
+        queries(type, 2, at, d, run, h ? NULL : next, lo, hi, st_max + h, st_sum + h, acc + h * d);
     }
     if (h < n_q) {
         const uint8_t *at = (const uint8_t *)q + h * row;
-        queries(type, 1, &at, d, block, h ? NULL : next, lo, hi, st_max + h, st_sum + h,
-                acc + h * d);
+        queries(type, 1, &at, d, run, h ? NULL : next, lo, hi, st_max + h, st_sum + h, acc + h * d);
     }
 }
 
 #define ATTN(name, type, row)                                                                      \
     void rvk_attn_##name##_avx2(RVK_ATTN_ARGS) {                                                   \
-        attn(type, row, q, n_q, d, block, next, lo, hi, st_max, st_sum, acc);                      \
+        attn(type, row, q, n_q, d, runs, next, lo, hi, st_max, st_sum, acc);                       \
     }
 ATTN(f32, RVK_F32, 4 * d)
 ATTN(f16, RVK_F16, 4 * d)

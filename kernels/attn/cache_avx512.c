@@ -3,7 +3,7 @@
 
 RVK_INLINE void score(const int type, const int NQ, const int R,
                       __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS], const uint8_t *const *q,
-                      const uint8_t *run, size_t bytes, size_t d, rvk_attn_ahead *ahead) {
+                      const uint8_t *const *runs, size_t d, rvk_attn_ahead *ahead) {
     const size_t step = type == RVK_F32 ? 64 : 32;
     RVK_UNROLL
     for (int h = 0; h < NQ; h++) {
@@ -15,7 +15,7 @@ RVK_INLINE void score(const int type, const int NQ, const int R,
         rvk_attn_fetch(ahead, type == RVK_F32 ? 4 : 2);
         RVK_UNROLL
         for (int r = 0; r < R; r++) {
-            const uint8_t *k = run + (size_t)r * bytes + i * step;
+            const uint8_t *k = runs[r] + i * step;
             key[r] = type == RVK_F32
                          ? _mm512_loadu_ps(k)
                          : _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)k));
@@ -30,9 +30,9 @@ RVK_INLINE void score(const int type, const int NQ, const int R,
 }
 
 void rvk_attn_f32_avx512(RVK_ATTN_ARGS) {
-    rvk_attn_block(score, RVK_F32, 4 * d, q, n_q, d, block, next, lo, hi, st_max, st_sum, acc);
+    rvk_attn_block(score, RVK_F32, 4 * d, q, n_q, d, runs, next, lo, hi, st_max, st_sum, acc);
 }
 
 void rvk_attn_f16_avx512(RVK_ATTN_ARGS) {
-    rvk_attn_block(score, RVK_F16, 4 * d, q, n_q, d, block, next, lo, hi, st_max, st_sum, acc);
+    rvk_attn_block(score, RVK_F16, 4 * d, q, n_q, d, runs, next, lo, hi, st_max, st_sum, acc);
 }

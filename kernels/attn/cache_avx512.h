@@ -16,9 +16,9 @@
 
 enum { RVK_ATTN_RUNS = RVK_ATTN_BLOCK / RVK_ATTN_RUN, RVK_ATTN_Q = 4 };
 
-/* Scores of NQ queries against R runs, bytes apart. */
+/* Scores of NQ queries against R runs. */
 typedef void rvk_score_fn(int type, int NQ, int R, __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS],
-                          const uint8_t *const *q, const uint8_t *run, size_t bytes, size_t d,
+                          const uint8_t *const *q, const uint8_t *const *runs, size_t d,
                           rvk_attn_ahead *ahead);
 
 /* The lo .. hi - 1 of 64 that fall into run r. */
@@ -84,9 +84,10 @@ RVK_INLINE void rvk_attn_values(const int type, const int NV, __m512 *v, const u
  * registers, one weight per position. */
 RVK_INLINE void rvk_attn_weigh(const int type, const int NQ, const int NV, float *acc,
                                const float w[RVK_ATTN_Q][2][RVK_ATTN_BLOCK], const float *keep,
-                               const uint8_t *values, size_t bytes, size_t lo, size_t hi, size_t d,
-                               size_t i, rvk_attn_ahead *ahead) {
-    const size_t left = d - i - 16 * (size_t)(NV - 1), row = rvk_attn_row_bytes(type, d);
+                               const uint8_t *const *runs, size_t lo, size_t hi, size_t d, size_t i,
+                               rvk_attn_ahead *ahead) {
+    const size_t row = rvk_attn_row_bytes(type, d), codes = rvk_attn_code_bytes(type, d);
+    const size_t left = d - i - 16 * (size_t)(NV - 1);
     const __mmask16 tail = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
     const bool scaled = type == RVK_Q8_0 || type == RVK_Q4_0;
     __m512 a[RVK_ATTN_Q][4];
@@ -102,7 +103,7 @@ RVK_INLINE void rvk_attn_weigh(const int type, const int NQ, const int NV, float
     for (size_t p = lo; p < hi; p++) {
         __m512 v[4];
         rvk_attn_fetch(ahead, type == RVK_F32 ? 4 : type == RVK_Q4_0 ? 1 : 2);
-        rvk_attn_values(type, NV, v, values + p / RVK_ATTN_RUN * bytes + p % RVK_ATTN_RUN * row, i,
+        rvk_attn_values(type, NV, v, runs[p / RVK_ATTN_RUN] + codes + p % RVK_ATTN_RUN * row, i,
                         tail);
         RVK_UNROLL
         for (int h = 0; h < NQ; h++) {
@@ -121,11 +122,12 @@ RVK_INLINE void rvk_attn_weigh(const int type, const int NQ, const int NV, float
     }
 }
 
-/* out = w * the scales of 32 dimensions, per position. */
-RVK_INLINE void rvk_attn_scale(float *out, const float *w, const uint8_t *scales, size_t bytes) {
+/* out = w * the scales of 32 dimensions, `at` bytes into the runs, per position.  Where a position
+ * is not seen, w is 0 and its scale may be anything: what comes out is not read. */
+RVK_INLINE void rvk_attn_scale(float *out, const float *w, const uint8_t *const *runs, size_t at) {
     RVK_UNROLL
     for (size_t r = 0; r < RVK_ATTN_RUNS; r++) {
-        const __m256i raw = _mm256_loadu_si256((const __m256i *)(const void *)(scales + r * bytes));
+        const __m256i raw = _mm256_loadu_si256((const __m256i *)(const void *)(runs[r] + at));
         _mm512_store_ps(out + 16 * r,
                         _mm512_mul_ps(_mm512_cvtph_ps(raw), _mm512_load_ps(w + 16 * r)));
     }
@@ -133,23 +135,23 @@ RVK_INLINE void rvk_attn_scale(float *out, const float *w, const uint8_t *scales
 
 /* NQ queries, q[h] each, against a block. */
 RVK_INLINE void rvk_attn_queries(rvk_score_fn score, const int type, const int NQ,
-                                 const uint8_t *const *q, size_t d, const uint8_t *block,
-                                 const void *next, size_t lo, size_t hi, float *st_max,
+                                 const uint8_t *const *q, size_t d, const uint8_t *const *runs,
+                                 const void *const *next, size_t lo, size_t hi, float *st_max,
                                  float *st_sum, float *acc) {
     _Alignas(64) float w[RVK_ATTN_Q][RVK_ATTN_BLOCK], ws[RVK_ATTN_Q][2][RVK_ATTN_BLOCK];
     const bool scaled = type == RVK_Q8_0 || type == RVK_Q4_0;
     const size_t codes = rvk_attn_code_bytes(type, d), bytes = 2 * codes + (scaled ? 2 * d : 0);
-    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, RVK_ATTN_RUNS * bytes);
+    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, bytes);
     float keep[RVK_ATTN_Q];
     __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS];
     if (lo < RVK_ATTN_RUN && hi > RVK_ATTN_BLOCK - RVK_ATTN_RUN) {
-        score(type, NQ, RVK_ATTN_RUNS, s, q, block, bytes, d, &ahead);
+        score(type, NQ, RVK_ATTN_RUNS, s, q, runs, d, &ahead);
     } else {
         for (int h = 0; h < NQ; h++)
             for (int r = 0; r < RVK_ATTN_RUNS; r++) s[h][r] = _mm512_setzero_ps();
         for (size_t r = lo / RVK_ATTN_RUN; r * RVK_ATTN_RUN < hi; r++) {
             __m512 one[RVK_ATTN_Q][RVK_ATTN_RUNS];
-            score(type, NQ, 1, one, q, block + r * bytes, bytes, d, &ahead);
+            score(type, NQ, 1, one, q, runs + r, d, &ahead);
             for (int h = 0; h < NQ; h++) s[h][r] = one[h][0];
         }
     }
@@ -160,23 +162,25 @@ RVK_INLINE void rvk_attn_queries(rvk_score_fn score, const int type, const int N
     for (; i + 64 <= d; i += 64) {
         for (int h = 0; scaled && h < NQ; h++)
             for (size_t b = 0; b < 2; b++)
-                rvk_attn_scale(ws[h][b], w[h], block + 2 * codes + d + i + 32 * b, bytes);
-        rvk_attn_weigh(type, NQ, 4, acc, ws, keep, block + codes, bytes, lo, hi, d, i, &ahead);
+                rvk_attn_scale(ws[h][b], w[h], runs, 2 * codes + d + i + 32 * b);
+        rvk_attn_weigh(type, NQ, 4, acc, ws, keep, runs, lo, hi, d, i, &ahead);
     }
     for (; i + 32 <= d; i += 32) {
         for (int h = 0; scaled && h < NQ; h++)
-            rvk_attn_scale(ws[h][0], w[h], block + 2 * codes + d + i, bytes);
-        rvk_attn_weigh(type, NQ, 2, acc, ws, keep, block + codes, bytes, lo, hi, d, i, &ahead);
+            rvk_attn_scale(ws[h][0], w[h], runs, 2 * codes + d + i);
+        rvk_attn_weigh(type, NQ, 2, acc, ws, keep, runs, lo, hi, d, i, &ahead);
     }
     for (; !scaled && i < d; i += 16)
-        rvk_attn_weigh(type, NQ, 1, acc, ws, keep, block + codes, bytes, lo, hi, d, i, &ahead);
+        rvk_attn_weigh(type, NQ, 1, acc, ws, keep, runs, lo, hi, d, i, &ahead);
 }
 
 /* The function of the table.  row: bytes of a query. */
 RVK_INLINE void rvk_attn_block(rvk_score_fn score, const int type, size_t row, RVK_ATTN_ARGS) {
 #define RVK_ATTN_CASE(NQ)                                                                          \
-    rvk_attn_queries(score, type, NQ, at, d, block, h ? NULL : next, lo, hi, st_max + h,           \
-                     st_sum + h, acc + h * d)
+    rvk_attn_queries(score, type, NQ, at, d, run, h ? NULL : next, lo, hi, st_max + h, st_sum + h, \
+                     acc + h * d)
+    const uint8_t *run[RVK_ATTN_RUNS];
+    for (size_t r = 0; r < RVK_ATTN_RUNS; r++) run[r] = runs[r];
     for (size_t h = 0; h < n_q; h += RVK_ATTN_Q) {
         const uint8_t *at[RVK_ATTN_Q];
         for (size_t i = 0; i < RVK_ATTN_Q; i++) at[i] = (const uint8_t *)q + (h + i) * row;

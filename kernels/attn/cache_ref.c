@@ -68,22 +68,22 @@ static void put_q4_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, cons
     }
 }
 
-void rvk_attn_put(int type, void *block, size_t pos, const float *k, const float *v, size_t d) {
-    uint8_t *run = (uint8_t *)block + pos / RVK_ATTN_RUN * rvk_attn_run_bytes(type, d);
-    const size_t p = pos % RVK_ATTN_RUN, codes = rvk_attn_code_bytes(type, d);
-    uint8_t *row = run + codes + p * rvk_attn_row_bytes(type, d), *scales = run + 2 * codes;
+void rvk_attn_put(int type, void *run, size_t pos, const float *k, const float *v, size_t d) {
+    const size_t codes = rvk_attn_code_bytes(type, d);
+    uint8_t *keys = run, *row = keys + codes + pos * rvk_attn_row_bytes(type, d);
+    uint8_t *scales = keys + 2 * codes;
     if (type == RVK_F32) {
-        put_f32(run, p, k, d);
+        put_f32(keys, pos, k, d);
         memcpy(row, v, 4 * d);
     } else if (type == RVK_F16) {
-        put_f16(run, p, k, d);
+        put_f16(keys, pos, k, d);
         rvk.quant[RVK_F16](row, v, d);
     } else if (type == RVK_Q8_0) {
-        put_q8_0(run, NULL, scales, p, k, d);
-        put_q8_0(NULL, row, scales + d, p, v, d);
+        put_q8_0(keys, NULL, scales, pos, k, d);
+        put_q8_0(NULL, row, scales + d, pos, v, d);
     } else {
-        put_q4_0(run, NULL, scales, p, k, d);
-        put_q4_0(NULL, row, scales + d, p, v, d);
+        put_q4_0(keys, NULL, scales, pos, k, d);
+        put_q4_0(NULL, row, scales + d, pos, v, d);
     }
 }
 
@@ -95,10 +95,12 @@ typedef struct place {
     size_t p, d, codes;
 } place;
 
-static place place_of(int type, const void *block, size_t pos, size_t d) {
-    const size_t bytes = rvk_attn_run_bytes(type, d);
-    return (place){(const uint8_t *)block + pos / RVK_ATTN_RUN * bytes, type, pos % RVK_ATTN_RUN, d,
-                   rvk_attn_code_bytes(type, d)};
+static place place_of(int type, const void *run, size_t pos, size_t d) {
+    return (place){run, type, pos, d, rvk_attn_code_bytes(type, d)};
+}
+
+static place place_in_block(int type, const void *const *runs, size_t pos, size_t d) {
+    return place_of(type, runs[pos / RVK_ATTN_RUN], pos % RVK_ATTN_RUN, d);
 }
 
 static float half_at(const uint8_t *p) {
@@ -141,8 +143,8 @@ static double scale_at(const place *a, size_t i, bool value) {
                            2 * (i / RVK_QK * 16 + a->p));
 }
 
-void rvk_attn_get(int type, const void *block, size_t pos, float *k, float *v, size_t d) {
-    const place a = place_of(type, block, pos, d);
+void rvk_attn_get(int type, const void *run, size_t pos, float *k, float *v, size_t d) {
+    const place a = place_of(type, run, pos, d);
     for (size_t i = 0; i < d; i++) {
         k[i] = (float)(key_code(&a, i) * scale_at(&a, i, false));
         v[i] = (float)(value_code(&a, i) * scale_at(&a, i, true));
@@ -165,7 +167,7 @@ static void attn_block(RVK_ATTN_ARGS, int type) {
     for (size_t h = 0; h < n_q; h++) {
         double s[RVK_ATTN_BLOCK], top = (double)st_max[h];
         for (size_t p = lo; p < hi; p++) {
-            const place a = place_of(type, block, p, d);
+            const place a = place_in_block(type, runs, p, d);
             s[p] = 0.0;
             for (size_t i = 0; i < d; i++)
                 s[p] += query(type, q, h, i, d) * key_code(&a, i) * scale_at(&a, i, false);
@@ -177,7 +179,7 @@ static void attn_block(RVK_ATTN_ARGS, int type) {
         for (size_t i = 0; i < d; i++) {
             double x = (double)acc[h * d + i] * keep;
             for (size_t p = lo; p < hi; p++) {
-                const place a = place_of(type, block, p, d);
+                const place a = place_in_block(type, runs, p, d);
                 x += s[p] * value_code(&a, i) * scale_at(&a, i, true);
             }
             acc[h * d + i] = (float)x;
@@ -189,7 +191,7 @@ static void attn_block(RVK_ATTN_ARGS, int type) {
 
 #define ATTN(name, type)                                                                           \
     void rvk_attn_##name##_ref(RVK_ATTN_ARGS) {                                                    \
-        attn_block(q, n_q, d, block, next, lo, hi, st_max, st_sum, acc, type);                     \
+        attn_block(q, n_q, d, runs, next, lo, hi, st_max, st_sum, acc, type);                      \
     }
 ATTN(f32, RVK_F32)
 ATTN(f16, RVK_F16)

@@ -17,10 +17,10 @@ RVK_INLINE __m512i four(const uint8_t *p) {
     return _mm512_set1_epi32(x);
 }
 
-/* The integer sums of 32 dimensions. */
+/* The integer sums of 32 dimensions, whose keys are at bytes into the runs. */
 RVK_INLINE void block32(const int type, const int NQ, const int R,
                         __m512i a[RVK_ATTN_Q][RVK_ATTN_RUNS], const uint8_t *const *q,
-                        const uint8_t *run, size_t bytes, rvk_attn_ahead *ahead) {
+                        const uint8_t *const *runs, size_t at, rvk_attn_ahead *ahead) {
     const __m512i low = _mm512_set1_epi8(15);
     const size_t n = type == RVK_Q8_0 ? 8 : 4;
     RVK_UNROLL
@@ -28,7 +28,7 @@ RVK_INLINE void block32(const int type, const int NQ, const int R,
         rvk_attn_fetch(ahead, 1);
         RVK_UNROLL
         for (int r = 0; r < R; r++) {
-            const __m512i k = load(run + (size_t)r * bytes + 64 * g);
+            const __m512i k = load(runs[r] + at + 64 * g);
             const __m512i first = type == RVK_Q8_0 ? k : _mm512_and_si512(k, low);
             const __m512i second = _mm512_and_si512(_mm512_srli_epi16(k, 4), low);
             RVK_UNROLL
@@ -44,7 +44,7 @@ RVK_INLINE void block32(const int type, const int NQ, const int R,
 /* As many runs at once as there are registers for. */
 RVK_INLINE void score_runs(const int type, const int NQ, const int R, const int r0,
                            __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS], const uint8_t *const *q,
-                           const uint8_t *run, size_t bytes, size_t d, rvk_attn_ahead *ahead) {
+                           const uint8_t *const *runs, size_t d, rvk_attn_ahead *ahead) {
     const size_t codes = rvk_attn_code_bytes(type, d), step = type == RVK_Q8_0 ? 512 : 256;
     const int minus = type == RVK_Q8_0 ? 128 : 8;
     RVK_UNROLL
@@ -52,7 +52,7 @@ RVK_INLINE void score_runs(const int type, const int NQ, const int R, const int 
         RVK_UNROLL
         for (int r = 0; r < R; r++) s[h][r0 + r] = _mm512_setzero_ps();
     }
-    run += (size_t)r0 * bytes;
+    runs += r0;
     for (size_t b = 0; b < d / RVK_QK; b++) {
         __m512i a[RVK_ATTN_Q][RVK_ATTN_RUNS];
         const uint8_t *at[RVK_ATTN_Q];
@@ -64,11 +64,11 @@ RVK_INLINE void score_runs(const int type, const int NQ, const int R, const int 
             RVK_UNROLL
             for (int r = 0; r < R; r++) a[h][r] = _mm512_set1_epi32(-minus * (sum[0] + sum[1]));
         }
-        block32(type, NQ, R, a, at, run + step * b, bytes, ahead);
+        block32(type, NQ, R, a, at, runs, step * b, ahead);
         RVK_UNROLL
         for (int r = 0; r < R; r++) {
             const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(
-                (const __m256i *)(const void *)(run + (size_t)r * bytes + 2 * codes + RVK_QK * b)));
+                (const __m256i *)(const void *)(runs[r] + 2 * codes + RVK_QK * b)));
             RVK_UNROLL
             for (int h = 0; h < NQ; h++) {
                 float dq;
@@ -82,19 +82,18 @@ RVK_INLINE void score_runs(const int type, const int NQ, const int R, const int 
 
 RVK_INLINE void score(const int type, const int NQ, const int R,
                       __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS], const uint8_t *const *q,
-                      const uint8_t *run, size_t bytes, size_t d, rvk_attn_ahead *ahead) {
+                      const uint8_t *const *runs, size_t d, rvk_attn_ahead *ahead) {
     const int at_once = NQ > 2 && R > 2 ? 2 : R;
     RVK_UNROLL
-    for (int r = 0; r < R; r += at_once)
-        score_runs(type, NQ, at_once, r, s, q, run, bytes, d, ahead);
+    for (int r = 0; r < R; r += at_once) score_runs(type, NQ, at_once, r, s, q, runs, d, ahead);
 }
 
 void rvk_attn_q8_0_vnni(RVK_ATTN_ARGS) {
-    rvk_attn_block(score, RVK_Q8_0, rvk_act_bytes(d), q, n_q, d, block, next, lo, hi, st_max,
-                   st_sum, acc);
+    rvk_attn_block(score, RVK_Q8_0, rvk_act_bytes(d), q, n_q, d, runs, next, lo, hi, st_max, st_sum,
+                   acc);
 }
 
 void rvk_attn_q4_0_vnni(RVK_ATTN_ARGS) {
-    rvk_attn_block(score, RVK_Q4_0, rvk_act_bytes(d), q, n_q, d, block, next, lo, hi, st_max,
-                   st_sum, acc);
+    rvk_attn_block(score, RVK_Q4_0, rvk_act_bytes(d), q, n_q, d, runs, next, lo, hi, st_max, st_sum,
+                   acc);
 }

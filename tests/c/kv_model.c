@@ -152,7 +152,7 @@ static void check_position(const rv_km *s, const rv_kv_format *f, uint64_t h, si
         CHECK(memcmp(k, gk, sizeof k) == 0 && memcmp(v, gv, sizeof v) == 0);
         if (!old) continue;
         contents(h, l, g, k, v);
-        if (f->rotate) rvk_hadamard(gk, 1, D, D); /* its own inverse */
+        if (f->rotate) rvk_hadamard(gk, 1, D, D);                 /* its own inverse */
         const float most = f->store == RV_KV_Q8_0 ? 0.02f : 0.5f; /* rounding of values up to 1 */
         for (int i = 0; i < D; i++) CHECK(fabsf(k[i] - gk[i]) < most && fabsf(v[i] - gv[i]) < most);
     }

@@ -1,9 +1,7 @@
-/* Attention: every ISA level the machine has against float64 over what is stored, awkward sizes,
- * and the same bits whatever the other queries of a call are.  Then whole sequences through the
- * cache: windows, segments, chunks and threads. */
+/* Attention kernels: every ISA level the machine has against float64 over what is stored, awkward
+ * sizes, runs anywhere in memory, and the same bits whatever the other queries of a call are. */
 #include <math.h>
 
-#include "model/net.h"
 #include "rvk.h"
 #include "test.h"
 
@@ -45,31 +43,43 @@ static double attend64(const float *q, const float *k, const float *v, size_t lo
     return (((double)d + 64) * size + 64) * 0x1p-27 * most;
 }
 
+enum { RUNS = RVK_ATTN_BLOCK / RVK_ATTN_RUN };
+
 typedef struct cache {
     int type;
-    size_t d, n, block_bytes, row; /* row: bytes of a query */
-    char *blocks;
+    size_t d, n, n_runs, row; /* row: bytes of a query */
+    char *at;
+    void **runs;  /* [n_runs], whole blocks */
     float *k, *v; /* [n][d] as stored */
 } cache;
 
-static cache fill(int type, size_t d, size_t n) {
+/* Where the runs lie: one after another, or from the last to the first with gaps between them. */
+static void place_runs(cache *c, bool apart) {
+    const size_t bytes = rvk_attn_run_bytes(c->type, c->d), step = bytes + (apart ? 64 : 0);
+    c->n_runs = (c->n + RVK_ATTN_BLOCK - 1) / RVK_ATTN_BLOCK * RUNS;
+    c->at = rv_alloc_aligned(c->n_runs * step);
+    c->runs = rv_calloc(c->n_runs, sizeof *c->runs);
+    CHECK(c->at && c->runs);
+    memset(c->at, 0xff, c->n_runs * step); /* NaN where nothing is */
+    for (size_t r = 0; r < c->n_runs; r++)
+        c->runs[r] = c->at + (apart ? c->n_runs - 1 - r : r) * step;
+}
+
+static cache fill(int type, size_t d, size_t n, bool apart) {
     cache c = {.type = type, .d = d, .n = n};
-    c.block_bytes = RVK_ATTN_BLOCK / RVK_ATTN_RUN * rvk_attn_run_bytes(type, d);
-    const size_t blocks = (n + RVK_ATTN_BLOCK - 1) / RVK_ATTN_BLOCK;
-    c.blocks = rv_alloc_aligned(blocks * c.block_bytes);
+    place_runs(&c, apart);
     c.k = noise(n * d, d + 1, 1), c.v = noise(n * d, d + 2, 1);
-    memset(c.blocks, 0xff, blocks * c.block_bytes); /* NaN where nothing is */
     for (size_t p = 0; p < n; p++) {
-        char *at = c.blocks + p / RVK_ATTN_BLOCK * c.block_bytes;
-        rvk_attn_put(type, at, p % RVK_ATTN_BLOCK, c.k + p * d, c.v + p * d, d);
-        rvk_attn_get(type, at, p % RVK_ATTN_BLOCK, c.k + p * d, c.v + p * d, d);
+        void *run = c.runs[p / RVK_ATTN_RUN];
+        rvk_attn_put(type, run, p % RVK_ATTN_RUN, c.k + p * d, c.v + p * d, d);
+        rvk_attn_get(type, run, p % RVK_ATTN_RUN, c.k + p * d, c.v + p * d, d);
     }
     c.row = type == RVK_Q8_0 || type == RVK_Q4_0 ? rvk_act_bytes(d) : d * sizeof(float);
     return c;
 }
 
 static void drop(cache *c) {
-    rv_free(c->blocks), rv_free(c->k), rv_free(c->v);
+    rv_free(c->at), rv_free(c->runs), rv_free(c->k), rv_free(c->v);
 }
 
 /* Queries as the kernel wants them; q becomes what they stand for. */
@@ -90,14 +100,20 @@ static void attend(const cache *c, const char *q, size_t n_q, size_t lo, float *
                    float *sum) {
     memset(acc, 0, n_q * c->d * sizeof *acc);
     for (size_t h = 0; h < n_q; h++) top[h] = -INFINITY, sum[h] = 0;
-    for (size_t p = lo / RVK_ATTN_BLOCK * RVK_ATTN_BLOCK; p < c->n; p += RVK_ATTN_BLOCK)
-        rvk.attn[c->type](q, n_q, c->d, c->blocks + p / RVK_ATTN_BLOCK * c->block_bytes, NULL,
-                          lo > p ? lo - p : 0, RV_MIN(c->n - p, (size_t)RVK_ATTN_BLOCK), top, sum,
-                          acc);
+    for (size_t p = lo / RVK_ATTN_BLOCK * RVK_ATTN_BLOCK; p < c->n; p += RVK_ATTN_BLOCK) {
+        const void *runs[RUNS], *next[RUNS];
+        const bool more = p + RVK_ATTN_BLOCK < c->n;
+        for (size_t r = 0; r < RUNS; r++) {
+            runs[r] = c->runs[p / RVK_ATTN_RUN + r];
+            next[r] = c->runs[(p / RVK_ATTN_RUN + RUNS + r) % c->n_runs];
+        }
+        rvk.attn[c->type](q, n_q, c->d, runs, more ? next : NULL, lo > p ? lo - p : 0,
+                          RV_MIN(c->n - p, (size_t)RVK_ATTN_BLOCK), top, sum, acc);
+    }
 }
 
 static void check_cache(int type, size_t d, size_t lo, size_t n, size_t n_q) {
-    cache c = fill(type, d, n);
+    cache c = fill(type, d, n, false), apart = fill(type, d, n, true);
     float *q = noise(n_q * d, d, 2), *acc = noise(n_q * d, 0, 0), *top = noise(n_q, 0, 0);
     float *sum = noise(n_q, 0, 0), *one = noise(d, 0, 0), t1, s1;
     double *want = rv_malloc(d * sizeof *want);
@@ -109,9 +125,11 @@ static void check_cache(int type, size_t d, size_t lo, size_t n, size_t n_q) {
         attend(&c, packed + h * c.row, 1, lo, one, &t1, &s1);
         CHECK(memcmp(one, acc + h * d, d * sizeof *one) == 0 && s1 == sum[h] && t1 == top[h]);
     }
+    attend(&apart, packed, 1, lo, one, &t1, &s1);
+    CHECK(memcmp(one, acc, d * sizeof *one) == 0 && s1 == sum[0] && t1 == top[0]);
     rv_free(q), rv_free(acc), rv_free(top), rv_free(sum), rv_free(one), rv_free(want);
     rv_free(packed);
-    drop(&c);
+    drop(&c), drop(&apart);
 }
 
 static void cached_attention_matches_float64(void) {
@@ -135,13 +153,17 @@ static void cache_holds_what_the_types_round_to(void) {
         enum { D = 96, N = RVK_ATTN_BLOCK };
         const int type = TYPES[t];
         float *k = noise(N * D, 7, 3), *v = noise(N * D, 8, 3), gk[D], gv[D], want[D];
-        char *block = rv_alloc_aligned(N / RVK_ATTN_RUN * rvk_attn_run_bytes(type, D));
+        const size_t bytes = rvk_attn_run_bytes(type, D);
+        char *block = rv_alloc_aligned(N / RVK_ATTN_RUN * bytes);
         uint8_t raw[D * 4];
         CHECK(rvk_attn_run_bytes(type, D) == 2 * RVK_ATTN_RUN * rvk_row_bytes(type, D));
-        for (size_t p = 0; p < N; p++)
-            rvk_attn_put(type, block, p * 37 % N, k + p * 37 % N * D, v + p * 37 % N * D, D);
+        for (size_t i = 0; i < N; i++) {
+            const size_t p = i * 37 % N;
+            rvk_attn_put(type, block + p / RVK_ATTN_RUN * bytes, p % RVK_ATTN_RUN, k + p * D,
+                         v + p * D, D);
+        }
         for (size_t p = 0; p < N; p++) {
-            rvk_attn_get(type, block, p, gk, gv, D);
+            rvk_attn_get(type, block + p / RVK_ATTN_RUN * bytes, p % RVK_ATTN_RUN, gk, gv, D);
             rvk.quant[type](raw, k + p * D, D);
             rvk.dequant[type](want, raw, D);
             CHECK(memcmp(want, gk, sizeof gk) == 0);
@@ -169,16 +191,17 @@ static void extreme_codes_are_summed_exactly(void) {
                     v[i] = (float)i;
                 }
                 cache c = {.type = TYPES[t], .d = D, .row = rvk_act_bytes(D)};
-                char *block = rv_calloc(4, rvk_attn_run_bytes(c.type, D));
-                rvk_attn_put(c.type, block, 0, k, v, D);
-                rvk_attn_get(c.type, block, 0, k, v, D);
+                char *run = rv_calloc(1, rvk_attn_run_bytes(c.type, D));
+                const void *runs[] = {run, run, run, run};
+                rvk_attn_put(c.type, run, 0, k, v, D);
+                rvk_attn_get(c.type, run, 0, k, v, D);
                 char *packed = pack(&c, q, 1);
-                rvk.attn[c.type](packed, 1, D, block, block, 0, 1, &top, &sum, acc);
+                rvk.attn[c.type](packed, 1, D, runs, runs, 0, 1, &top, &sum, acc);
                 double want = 0;
                 for (int i = 0; i < D; i++) want += (double)q[i] * k[i];
                 CHECK(fabs(top - want) <= 64 * 0x1p-23 * D && sum == 1.0f);
                 for (int i = 0; i < D; i++) CHECK(acc[i] == v[i]);
-                rv_free(block), rv_free(packed);
+                rv_free(run), rv_free(packed);
             }
         }
     }
@@ -191,7 +214,7 @@ static void nan_is_not_lost(void) {
     for (size_t l = 0; l < RV_COUNT(LEVELS); l++) {
         rvk_init(LEVELS[l]);
         for (size_t t = 0; t < RV_COUNT(TYPES); t++) {
-            cache c = fill(TYPES[t], D, N);
+            cache c = fill(TYPES[t], D, N, true);
             float *q = noise(2 * D, 3, 1), acc[2 * D], top[2], sum[2];
             q[D + 5] = NAN;
             char *packed = pack(&c, q, 2);
@@ -200,7 +223,7 @@ static void nan_is_not_lost(void) {
             for (int value = 0; value < 2; value++) {
                 float k[D] = {0}, v[D] = {0};
                 (value ? v : k)[31] = value ? -INFINITY : NAN;
-                rvk_attn_put(c.type, c.blocks, 17, k, v, D);
+                rvk_attn_put(c.type, c.runs[1], 1, k, v, D);
                 attend(&c, packed, 1, 0, acc, top, sum);
                 CHECK(!isfinite(acc[31] / sum[0]));
                 attend(&c, packed, 1, 18, acc, top, sum);
@@ -246,146 +269,42 @@ static void attention_to_rows_matches_float64(void) {
     rvk_init(RVK_ALL);
 }
 
-/* ---- sequences ---- */
-
-typedef struct seq {
-    rv_kv_type type;
-    int32_t n_head, n_head_kv, d, n_swa;
-    size_t n;
-} seq;
-
-/* Results [n][n_head][d] of a sequence in chunks; kv stays for the caller. */
-static float *run_seq(const seq *s, size_t chunk, int n_threads, bool no_memory, rv_kv **kv) {
-    const size_t d = (size_t)s->d, q = (size_t)s->n_head * d, k = (size_t)s->n_head_kv * d;
-    rv_layer layer = {.n_head_kv = s->n_head_kv};
-    const rv_net net = {.n_embd = 1,
-                        .n_layer = 1,
-                        .n_head = s->n_head,
-                        .head_dim = s->d,
-                        .n_ff = 1,
-                        .max_head_kv = s->n_head_kv,
-                        .attn_scale = 0.5f,
-                        .layers = &layer};
-    float *xq = noise(s->n * q, 1, 1), *xk = noise(s->n * k, 2, 1), *xv = noise(s->n * k, 3, 1);
-    float *out = noise(s->n * q, 0, 0);
-    rv_pool *pool;
-    rv_run *r;
-    CHECK(rv_pool_new(&pool, n_threads, NULL) == RV_OK);
-    CHECK(rv_run_new(&r, &net, pool, NULL) == RV_OK);
-    CHECK(rv_run_reserve(r, chunk, NULL) == RV_OK);
-    CHECK(rv_kv_new(kv, 1, &s->n_head_kv, d, s->type, NULL) == RV_OK);
-    CHECK(rv_kv_reserve(*kv, s->n, NULL) == RV_OK);
-    for (size_t p = 0; p < s->n; p += chunk) {
-        const size_t m = RV_MIN(chunk, s->n - p);
-        memcpy(r->q, xq + p * q, m * q * 4);
-        memcpy(r->k, xk + p * k, m * k * 4);
-        memcpy(r->v, xv + p * k, m * k * 4);
-        rv_run_store_kv(r, *kv, 0, (size_t)s->n_head_kv, p, m);
-        const rv_attn_task t = {.n_head = (size_t)s->n_head,
-                                .n_head_kv = (size_t)s->n_head_kv,
-                                .head_dim = d,
-                                .n = m,
-                                .pos = p,
-                                .n_swa = (size_t)s->n_swa,
-                                .kv = *kv};
-        if (no_memory) rv_test_fail_alloc_at(0);
-        rv_run_attention(r, &t);
-        rv_test_fail_alloc_at(-1);
-        memcpy(out + p * q, r->att, m * q * 4);
-    }
-    rv_run_free(&r);
-    rv_pool_free(&pool);
-    rv_free(xq), rv_free(xk), rv_free(xv);
-    return out;
-}
-
-/* What one key head holds, [n][d] each. */
-static void read_back(const seq *s, const rv_kv *kv, size_t g, float *k, float *v) {
-    const size_t d = (size_t)s->d;
-    for (size_t p = 0; p < s->n; p++)
-        rvk_attn_get(rv_kv_type_of(kv), rv_kv_block(kv, 0, g, p / RV_KV_BLOCK), p % RV_KV_BLOCK,
-                     k + p * d, v + p * d, d);
-}
-
-static void check_seq(const seq *s) {
-    static const size_t CHUNKS[] = {7, 1, 5, 64, 100, 128};
-    static const int THREADS[] = {1, 3, 8, 2, 1, 4};
-    const size_t d = (size_t)s->d, heads = (size_t)s->n_head, group = heads / (size_t)s->n_head_kv;
-    rv_kv *kv, *other;
-    float *out = run_seq(s, 16, 1, false, &kv), *xq = noise(s->n * heads * d, 1, 1);
-    float *k = noise(s->n * d, 0, 0), *v = noise(s->n * d, 0, 0), *q = noise(d, 0, 0);
-    double *want = rv_malloc(d * sizeof *want);
-    cache c = {.type = rv_kv_type_of(kv), .d = d};
-    c.row = s->type == RV_KV_Q8_0 || s->type == RV_KV_Q4_0 ? rvk_act_bytes(d) : d * sizeof *q;
-    for (size_t h = 0; h < heads; h++) {
-        read_back(s, kv, h / group, k, v);
-        for (size_t p = 0; p < s->n; p += 1 + p / 40) {
-            for (size_t i = 0; i < d; i++) q[i] = xq[(p * heads + h) * d + i] * 0.5f;
-            rv_free(pack(&c, q, 1));
-            const size_t swa = (size_t)s->n_swa, lo = swa && p + 1 > swa ? p + 1 - swa : 0;
-            const double bound = attend64(q, k, v, lo, p + 1, d, d, want);
-            for (size_t i = 0; i < d; i++)
-                CHECK(fabs(out[(p * heads + h) * d + i] - want[i]) <= bound);
+/* Against the matrix, in float64: sign (-1)^popcount(i & j); twice is the identity; rows keep their
+ * products; what lies between rows stays. */
+static void hadamard_is_orthonormal(void) {
+    for (size_t d = 1; d <= 1024; d *= 2) {
+        const size_t ld = d + 3;
+        float *x = noise(3 * ld, d, 2), *y = noise(3 * ld, d, 2), *one = noise(d, 0, 0);
+        double dot = 0, after = 0, size = 0;
+        rvk_hadamard(y, 3, ld, d);
+        memcpy(one, x + ld, d * sizeof *one);
+        rvk_hadamard(one, 1, d, d);
+        CHECK(memcmp(one, y + ld, d * sizeof *one) == 0);
+        CHECK(memcmp(x + d, y + d, 3 * sizeof *x) == 0);
+        for (size_t r = 0; r < 3; r++) {
+            for (size_t i = 0; i < d; i++) {
+                double want = 0, terms = 0;
+                for (size_t j = 0; j < d; j++) {
+                    want += __builtin_parityll(i & j) ? -(double)x[r * ld + j] : x[r * ld + j];
+                    terms += fabs(x[r * ld + j]);
+                }
+                CHECK(fabs(y[r * ld + i] - want / sqrt((double)d)) <=
+                      12 * 0x1p-24 * terms / sqrt((double)d));
+            }
         }
+        for (size_t i = 0; i < d; i++) {
+            dot += (double)x[i] * x[ld + i];
+            after += (double)y[i] * y[ld + i];
+            size += fabs((double)x[i] * x[ld + i]);
+        }
+        CHECK(fabs(dot - after) <= 1e-5 * size);
+        rvk_hadamard(y, 3, ld, d);
+        for (size_t i = 0; i < d; i++) CHECK(fabs(y[i] - (double)x[i]) <= 1e-5);
+        rv_free(x), rv_free(y), rv_free(one);
     }
-    for (size_t i = 0; i < RV_COUNT(CHUNKS); i++) {
-        float *again = run_seq(s, CHUNKS[i], THREADS[i], false, &other);
-        CHECK(memcmp(out, again, s->n * heads * d * sizeof *out) == 0);
-        rv_free(again);
-        rv_kv_free(&other);
-    }
-    rv_kv_free(&kv);
-    rv_free(out), rv_free(xq), rv_free(k), rv_free(v), rv_free(q), rv_free(want);
-}
-
-static void sequences_match_float64_in_any_chunks(void) {
-    static const seq SEQS[] = {
-        {RV_KV_F32, 3, 1, 16, 0, 1100},     {RV_KV_F16, 4, 2, 48, 0, 700},
-        {RV_KV_F16, 2, 1, 32, 37, 700},     {RV_KV_F16, 5, 1, 64, 600, 1300},
-        {RV_KV_Q8_0, 4, 2, 32, 0, 600},     {RV_KV_Q8_0, 7, 1, 64, 90, 300},
-        {RV_KV_Q4_0, 2, 1, 96, 0, 1030},    {RV_KV_Q4_0, 2, 2, 32, 1, 130},
-        {RV_KV_Q8_0, 1, 1, 128, 513, 1100},
-    };
-    for (size_t i = 0; i < RV_COUNT(SEQS); i++) check_seq(&SEQS[i]);
-    for (size_t l = 0; l < RV_COUNT(LEVELS); l++) {
-        rvk_init(LEVELS[l]);
-        const seq s = {l % 2 ? RV_KV_Q8_0 : RV_KV_Q4_0, 4, 2, 32, 0, 150};
-        check_seq(&s);
-    }
-    rvk_init(RVK_ALL);
-}
-
-/* Without memory for the sums of segments they are not shared out, and nothing else changes. */
-static void segments_need_no_memory(void) {
-    const seq s = {RV_KV_F16, 2, 1, 32, 0, 1500};
-    rv_kv *kv;
-    float *want = run_seq(&s, 1, 8, false, &kv);
-    rv_kv_free(&kv);
-    float *got = run_seq(&s, 1, 8, true, &kv);
-    CHECK(memcmp(want, got, s.n * 64 * sizeof *got) == 0);
-    rv_kv_free(&kv);
-    rv_free(got), rv_free(want);
-}
-
-static void bytes_are_counted_exactly(void) {
-    static const struct {
-        rv_kv_type type;
-        size_t bytes; /* of one position: two layers of 3 and 1 heads of 64 */
-    } CASES[] = {{RV_KV_F32, 2 * 4 * 64 * 4},
-                 {RV_KV_F16, 2 * 4 * 64 * 2},
-                 {RV_KV_Q8_0, 2 * 4 * 2 * 34},
-                 {RV_KV_Q4_0, 2 * 4 * 2 * 18}};
-    const int32_t heads[] = {3, 1};
-    for (size_t i = 0; i < RV_COUNT(CASES); i++) {
-        rv_kv *kv;
-        CHECK(rv_kv_new(&kv, 2, heads, 64, CASES[i].type, NULL) == RV_OK);
-        CHECK(rv_kv_bytes_per_token(kv) == CASES[i].bytes && rv_kv_bytes(kv) == 0);
-        CHECK(4 * rv_kv_head_bytes(CASES[i].type, 64) == CASES[i].bytes);
-        CHECK(rv_kv_reserve(kv, RV_KV_BLOCK + 1, NULL) == RV_OK);
-        CHECK(rv_kv_bytes(kv) == 2 * RV_KV_BLOCK * CASES[i].bytes);
-        rv_kv_free(&kv);
-    }
-    CHECK(rv_kv_head_bytes(RV_KV_Q8_0, 48) == 0 && rv_kv_kernel_type((rv_kv_type)9) < 0);
+    float outlier[64] = {[17] = 8};
+    rvk_hadamard(outlier, 1, 64, 64);
+    for (int i = 0; i < 64; i++) CHECK(fabsf(outlier[i]) == 1.0f);
 }
 
 const rv_test tests_attn[] = {
@@ -394,8 +313,6 @@ const rv_test tests_attn[] = {
     {"extreme_codes_are_summed_exactly", extreme_codes_are_summed_exactly},
     {"nan_is_not_lost", nan_is_not_lost},
     {"attention_to_rows_matches_float64", attention_to_rows_matches_float64},
-    {"sequences_match_float64_in_any_chunks", sequences_match_float64_in_any_chunks},
-    {"segments_need_no_memory", segments_need_no_memory},
-    {"bytes_are_counted_exactly", bytes_are_counted_exactly},
+    {"hadamard_is_orthonormal", hadamard_is_orthonormal},
     {NULL, NULL},
 };

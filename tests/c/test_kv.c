@@ -152,7 +152,8 @@ static void beginnings_are_shared(void) {
     close_cache(&c);
 }
 
-/* The tail is as it was, the rest is what moving it makes of it, in any chunks and on any thread. */
+/* The tail is as it was, the rest is what moving it makes of it, in any chunks and on any thread.
+ */
 static void old_blocks_move_to_the_store(void) {
     rv_pool *pool;
     CHECK(rv_pool_new(&pool, 3, NULL) == RV_OK);
@@ -348,8 +349,10 @@ static void fail_new(failing *f, rv_km *s, rv_kv_cache *c, const rv_km *from) {
     } else {
         rv_kv_free(&kv);
     }
-    if (from) rv_km_fork(s, from);
-    else rv_km_new(s, c, 1);
+    if (from)
+        rv_km_fork(s, from);
+    else
+        rv_km_new(s, c, 1);
 }
 
 static void fail_once(failing *f, const rv_kv_format *fmt) {
@@ -458,7 +461,7 @@ static void random_new(world *w, rv_km *s) {
     const size_t found = rv_kv_peek(w->c, &s->id, sizeof s->id, tok, n);
     CHECK(rv_km_match(s, tok, n) == found);
     rv_km_check(s, 1);
-    for (size_t m; s->n < n; ) {
+    for (size_t m; s->n < n;) {
         m = RV_MIN(n - s->n, (size_t)50);
         if (rv_km_grow(s, tok + s->n, m, NULL, NULL) != RV_OK) break;
     }
@@ -544,10 +547,11 @@ static void random_world(const setup *u, uint64_t seed) {
                 if (w.s[k].kv) rv_km_check(&w.s[k], 1);
     }
     const rv_kv_cache_stats s = stats_of(w.c);
-    printf("kv: seed %d: %zu grown, %zu full, %zu back, %zu not, %d%% found, %d evicted, %d moved\n",
-           (int)seed, w.n_ok, w.n_full, w.n_back, w.n_kept,
-           (int)(s.n_looked_up ? 100 * s.n_hit / s.n_looked_up : 0), (int)s.prefix.n_evicted,
-           (int)s.n_migrated);
+    printf(
+        "kv: seed %d: %zu grown, %zu full, %zu back, %zu not, %d%% found, %d evicted, %d moved\n",
+        (int)seed, w.n_ok, w.n_full, w.n_back, w.n_kept,
+        (int)(s.n_looked_up ? 100 * s.n_hit / s.n_looked_up : 0), (int)s.prefix.n_evicted,
+        (int)s.n_migrated);
     CHECK(s.pages.peak_bytes <= w.budget);
     for (int k = 0; k < N_SEQ; k++)
         if (w.s[k].kv) rv_km_free(&w.s[k]);
@@ -639,7 +643,8 @@ static void threads_share_a_cache(void) {
 
 const rv_test tests_kv[] = {
     {"formats_are_checked", formats_are_checked},
-    {"contents_survive_chunks_forks_and_truncations", contents_survive_chunks_forks_and_truncations},
+    {"contents_survive_chunks_forks_and_truncations",
+     contents_survive_chunks_forks_and_truncations},
     {"beginnings_are_shared", beginnings_are_shared},
     {"old_blocks_move_to_the_store", old_blocks_move_to_the_store},
     {"both_tiers_are_shared", both_tiers_are_shared},
