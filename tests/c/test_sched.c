@@ -310,6 +310,14 @@ static void outsiders_are_waited_for(void) {
     sim_close(&s);
 }
 
+/* All room that there is, in a sequence that is not the scheduler's. */
+static rv_kv *take_all(sim *s) {
+    rv_kv *kv;
+    CHECK(rv_kv_new(&kv, s->cache, NULL, 0, NULL) == RV_OK);
+    for (size_t n = 16; rv_kv_reserve(kv, n, NULL, NULL) == RV_OK;) n += 16;
+    return kv;
+}
+
 /* While a request runs: it loses its pages to nobody, they are not there any more. */
 static void outsiders_may_take_what_was_promised(void) {
     sim_opts o = sim_defaults();
@@ -319,10 +327,7 @@ static void outsiders_may_take_what_was_promised(void) {
     ask(&s, 16, 200, RV_PRIORITY_NORMAL, 0);
     ask(&s, 16, 200, RV_PRIORITY_NORMAL, 0);
     CHECK(sim_step(&s, 128, NULL) == RV_OK);
-    rv_kv *other;
-    CHECK(rv_kv_new(&other, s.cache, NULL, 0, NULL) == RV_OK);
-    size_t n = 0;
-    while (rv_kv_reserve(other, n + 16, NULL, NULL) == RV_OK) n += 16;
+    rv_kv *other = take_all(&s);
     for (int i = 0; i < 100 && s.n_live; i++) {
         const rv_status st = sim_step(&s, 128, NULL);
         CHECK(st == RV_OK || st == RV_EFULL);
@@ -330,6 +335,54 @@ static void outsiders_may_take_what_was_promised(void) {
     rv_kv_free(&other);
     sim_drain(&s);
     CHECK(s.n_ended == 2);
+    sim_close(&s);
+}
+
+/* One that is preempted before its token was fetched gets no rows before that either. */
+static void a_token_survives_preemption(void) {
+    sim_opts o = sim_defaults();
+    o.n_pages = 16;
+    o.sched.max_rows = 96;
+    sim s;
+    sim_open(&s, &o, 5);
+    sim_req *a[2];
+    for (int i = 0; i < 2; i++) a[i] = ask(&s, 32, 50, RV_PRIORITY_CRITICAL, 0);
+    const sim_req *low = ask(&s, 32, 50, RV_PRIORITY_LOW, 0);
+    CHECK(sim_step(&s, 1, NULL) == RV_OK && s.n_events == 1);
+    rv_kv *other = take_all(&s);
+    CHECK(sim_step(&s, 1, NULL) == RV_OK);
+    rv_sched_stats t;
+    rv_sched_get_stats(s.sched, &t);
+    CHECK(t.n_preempted == 1 && low->n == 32);
+    for (int i = 0; i < 2; i++) {
+        CHECK(rv_sched_cancel(s.sched, a[i]->id, RV_FINISH_CANCELLED, NULL) == RV_OK);
+        a[i]->asked = RV_FINISH_CANCELLED;
+    }
+    CHECK(sim_step(&s, 1, NULL) == RV_OK && low->n == 33);
+    rv_kv_free(&other);
+    sim_drain(&s);
+    CHECK(low->last.n_preempted == 1 && low->n > 33);
+    sim_close(&s);
+}
+
+/* Who has waited long has its rank for good, also against those that come later and run. */
+static void age_protects_what_runs(void) {
+    sim_opts o = sim_defaults();
+    o.n_pages = 8;
+    o.sched.age_steps = 2;
+    sim s;
+    sim_open(&s, &o, 5);
+    const sim_req *large = ask(&s, 110, 10, RV_PRIORITY_CRITICAL, 0);
+    const sim_req *low = ask(&s, 31, 30, RV_PRIORITY_LOW, 0);
+    while (large->finish == RV_FINISH_NONE) CHECK(sim_step(&s, 128, NULL) == RV_OK);
+    CHECK(low->n == 31 && s.i_step > 6);
+    const sim_req *late = ask(&s, 31, 30, RV_PRIORITY_NORMAL, 0);
+    CHECK(sim_step(&s, 128, NULL) == RV_OK && low->n == 32 && late->n == 32);
+    rv_kv *other = take_all(&s);
+    for (int i = 0; i < 4; i++) CHECK(sim_step(&s, 128, NULL) == RV_OK);
+    rv_kv_free(&other);
+    sim_drain(&s);
+    CHECK(low->last.n_preempted == 0 && late->last.n_preempted > 0);
     sim_close(&s);
 }
 
@@ -629,6 +682,8 @@ const rv_test tests_sched[] = {
     {"sched_a_smaller_budget_ends_what_cannot_fit", a_smaller_budget_ends_what_cannot_fit},
     {"sched_outsiders_are_waited_for", outsiders_are_waited_for},
     {"sched_outsiders_may_take_what_was_promised", outsiders_may_take_what_was_promised},
+    {"sched_a_token_survives_preemption", a_token_survives_preemption},
+    {"sched_age_protects_what_runs", age_protects_what_runs},
     {"sched_prefixes_are_found", prefixes_are_found},
     {"sched_cancel_at_every_step", cancel_at_every_step},
     {"sched_cancel_during_a_step", cancel_during_a_step},
