@@ -216,8 +216,8 @@ typedef struct rvk_table {
      *   st_max, st_sum [n_q] running max (start: -INFINITY) and sum (start: 0)
      *   acc            [n_q][d] running weighted values (start: 0); the result is acc / st_sum
      *
-     * attn[type]: a block of a cache, see below, as the addresses of its runs; positions lo .. hi - 1
-     * of it, lo < hi <= RVK_ATTN_BLOCK; the others may hold anything, but all runs are readable.
+     * attn[type]: a block of a cache, see below, as the addresses of its runs; positions lo .. hi -
+     * 1 of it, lo < hi <= RVK_ATTN_BLOCK; the others may hold anything, but all runs are readable.
      * NULL where there is no cache of the type.
      *   q      F32, F16: [n_q][d] already scaled.  Q8_0, Q4_0: act_pack of each of those rows,
      *          rvk_act_bytes(d) apart; the products of codes are exact
@@ -238,12 +238,12 @@ enum { RVK_ATTN_RUN = 16, RVK_ATTN_BLOCK = 64, RVK_ATTN_ROWS = 16 };
 
 /* ---- a block of cached keys and values ----
  * RVK_ATTN_BLOCK positions of one key head: runs of RVK_ATTN_RUN positions, each 64-byte aligned
- * where its size allows.  Keys have their positions side by side, so that a load feeds a sum per position; values are rows.
- *   F32, F16    K [d][16]          V [16][d]
- *   Q8_0        K [d / 4][16][4]   V [16][d], then the f16 scales of K and of V [d / 32][16] each
- *   Q4_0        the same with two codes in a byte: of 32 values, 0 .. 15 are low halves
- * Codes of K in Q8_0 are stored + 128, those of Q4_0 (both) + 8.  Values and scales are those that
- * quant gives for each row of d; a NaN or infinity makes the scale of its 32 values NaN. */
+ * where its size allows.  Keys have their positions side by side, so that a load feeds a sum per
+ * position; values are rows. F32, F16    K [d][16]          V [16][d] Q8_0        K [d / 4][16][4]
+ * V [16][d], then the f16 scales of K and of V [d / 32][16] each Q4_0        the same with two
+ * codes in a byte: of 32 values, 0 .. 15 are low halves Codes of K in Q8_0 are stored + 128, those
+ * of Q4_0 (both) + 8.  Values and scales are those that quant gives for each row of d; a NaN or
+ * infinity makes the scale of its 32 values NaN. */
 /* Bytes of one run; 0: no cache of that type, or d does not suit it (Q8_0, Q4_0: d % 32). */
 size_t rvk_attn_run_bytes(int type, size_t d);
 /* Store position pos < RVK_ATTN_RUN of a run: k, v [d]. */
