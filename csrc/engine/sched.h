@@ -26,9 +26,9 @@
  *     ends with RV_FINISH_LENGTH when it has max_tokens, when it fills n_ctx, or when it fills what
  *     an empty cache holds (rv_kv_cache_capacity), however full the cache is.
  * S4  When nothing runs or waits, every page is free or evictable.
- * S5  A request waits for a bounded number of steps if age_steps is not 0: what comes age_steps
- *     times the difference in priority later stands behind it, whatever the policy.  Steps that it
- *     runs without rows count as well.
+ * S5  No request starves if age_steps is not 0: what comes more than age_steps times the
+ *     difference in priority later stands behind it in the queue, whatever the policy; and one that
+ *     runs gets its rows before anybody comes in.
  *
  * It knows no model: the backend does the arithmetic, kv.h the memory.  One thread steps; submit,
  * cancel and stats may be called from any. */

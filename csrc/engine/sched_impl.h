@@ -66,7 +66,7 @@ typedef struct rv_req {
     struct rv_req *next_asked;
     rv_priority priority;
     uint64_t deadline_ms; /* 0: none */
-    uint64_t waited;      /* steps without rows, before it last came into the queue */
+    uint64_t waited;      /* steps in the queue, before it last came into it */
     uint64_t since;       /* while it waits: the step of its coming, less those it has waited */
     int64_t rank;         /* while it waits: smaller is better */
     uint64_t cost;        /* next in rank; what of the policy is a matter of the request alone */

@@ -356,8 +356,6 @@ rv_status rv_sched_plan(rv_sched *s, rv_err *err) {
     if (st == RV_OK) st = give_rows(s, false, err);
     rv_sched_compact(s);
     if (st == RV_OK && s->n_left == s->o.max_rows && !s->preempted) unblock(s);
-    for (size_t i = 0; i < s->n_run; i++)
-        if (s->run[i]->n_rows == 0 && !s->run[i]->posted) s->run[i]->waited++;
     if (st == RV_OK && !s->preempted) st = admit(s, err);
     if (st == RV_OK) st = make_rows(s, err);
     if (st != RV_OK || s->n_groups > 0 || !s->stuck) return st;

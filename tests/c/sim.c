@@ -481,8 +481,12 @@ rv_status sim_step(sim *s, size_t cap, bool *idle) {
     s->clock_ms++;
     cap = RV_MIN(cap, RV_COUNT(events));
     if (chance(s, s->o.fail_alloc)) rv_test_fail_alloc_at((long)sim_below(s, 20));
+    rv_sched_stats before, after;
+    rv_sched_get_stats(s->sched, &before);
     const rv_status st = rv_sched_step(s->sched, s->clock_ms, events, cap, &n, &now_idle, &err);
     rv_test_fail_alloc_at(-1);
+    rv_sched_get_stats(s->sched, &after);
+    SIM_CHECK(s, after.n_preempted == before.n_preempted || after.n_prompt == before.n_prompt);
     SIM_CHECK(s, st == err.code && n <= cap);
     if (st != RV_OK && s->calm) fprintf(stderr, "%s\n", err.msg);
     s->n_step_failed += st != RV_OK;

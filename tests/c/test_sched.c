@@ -14,6 +14,26 @@ static void random_worlds_keep_every_promise(void) {
     }
 }
 
+/* The same seed, the same run: nothing depends on addresses or on the clock. */
+static void a_run_can_be_replayed(void) {
+    const sim_opts o = sim_random(20);
+    rv_sched_stats t[2];
+    uint64_t rand[2];
+    for (int i = 0; i < 2; i++) {
+        void *shift = malloc(1 + 100000 * (size_t)i);
+        sim s;
+        sim_open(&s, &o, 20);
+        sim_run(&s, 500);
+        rv_sched_get_stats(s.sched, &t[i]);
+        t[i].step_ms = 0;
+        rand[i] = s.rand;
+        sim_close(&s);
+        free(shift);
+    }
+    CHECK(memcmp(&t[0], &t[1], sizeof t[0]) == 0 && rand[0] == rand[1]);
+    CHECK(t[0].n_preempted > 0);
+}
+
 /* ---- what is refused ---- */
 
 static void options_are_checked(void) {
@@ -75,6 +95,7 @@ static void requests_are_checked(void) {
     rv_sched_stats t;
     rv_sched_get_stats(s.sched, &t);
     CHECK(t.n_refused == 4 && t.n_submitted == 2 && t.n_finished == 2);
+    CHECK(sim_submit_random(&s, 200, 9, NULL) && sim_submit_random(&s, 100, 9, NULL));
     sim_close(&s);
 }
 
@@ -174,6 +195,22 @@ static void nobody_starves(void) {
     }
 }
 
+static void generating_goes_before_prompts(void) {
+    sim_opts o = sim_defaults();
+    o.sched.max_rows = 8;
+    sim s;
+    sim_open(&s, &o, 5);
+    sim_req *q[4];
+    for (int i = 0; i < 4; i++) q[i] = ask(&s, 1, 40, RV_PRIORITY_LOW, 0);
+    CHECK(sim_step(&s, 128, NULL) == RV_OK);
+    ask(&s, 200, 5, RV_PRIORITY_CRITICAL, 0);
+    for (size_t k = 2; k < 12; k++) {
+        CHECK(sim_step(&s, 128, NULL) == RV_OK);
+        for (int i = 0; i < 4; i++) CHECK(q[i]->finish == RV_FINISH_STOP || q[i]->n == 1 + k);
+    }
+    sim_close(&s);
+}
+
 /* ---- memory ---- */
 
 static void preemption_is_bounded_and_changes_nothing(void) {
@@ -187,6 +224,7 @@ static void preemption_is_bounded_and_changes_nothing(void) {
             sim_open(&s, &o, 7);
             s.calm = true;
             for (int i = 0; i < 30; i++) ask(&s, 20 + sim_below(&s, 60), 60, RV_PRIORITY_NORMAL, 0);
+            for (int i = 0; swap && i < 1000; i++) CHECK(sim_step(&s, 1 + i / 500, NULL) == RV_OK);
             sim_drain(&s); /* checks tokens and n_preempted */
             rv_sched_stats t;
             rv_sched_get_stats(s.sched, &t);
@@ -272,6 +310,14 @@ static void outsiders_are_waited_for(void) {
     sim_close(&s);
 }
 
+/* All room that there is, in a sequence that is not the scheduler's. */
+static rv_kv *take_all(sim *s) {
+    rv_kv *kv;
+    CHECK(rv_kv_new(&kv, s->cache, NULL, 0, NULL) == RV_OK);
+    for (size_t n = 16; rv_kv_reserve(kv, n, NULL, NULL) == RV_OK;) n += 16;
+    return kv;
+}
+
 /* While a request runs: it loses its pages to nobody, they are not there any more. */
 static void outsiders_may_take_what_was_promised(void) {
     sim_opts o = sim_defaults();
@@ -281,10 +327,7 @@ static void outsiders_may_take_what_was_promised(void) {
     ask(&s, 16, 200, RV_PRIORITY_NORMAL, 0);
     ask(&s, 16, 200, RV_PRIORITY_NORMAL, 0);
     CHECK(sim_step(&s, 128, NULL) == RV_OK);
-    rv_kv *other;
-    CHECK(rv_kv_new(&other, s.cache, NULL, 0, NULL) == RV_OK);
-    size_t n = 0;
-    while (rv_kv_reserve(other, n + 16, NULL, NULL) == RV_OK) n += 16;
+    rv_kv *other = take_all(&s);
     for (int i = 0; i < 100 && s.n_live; i++) {
         const rv_status st = sim_step(&s, 128, NULL);
         CHECK(st == RV_OK || st == RV_EFULL);
@@ -292,6 +335,54 @@ static void outsiders_may_take_what_was_promised(void) {
     rv_kv_free(&other);
     sim_drain(&s);
     CHECK(s.n_ended == 2);
+    sim_close(&s);
+}
+
+/* One that is preempted before its token was fetched gets no rows before that either. */
+static void a_token_survives_preemption(void) {
+    sim_opts o = sim_defaults();
+    o.n_pages = 16;
+    o.sched.max_rows = 96;
+    sim s;
+    sim_open(&s, &o, 5);
+    sim_req *a[2];
+    for (int i = 0; i < 2; i++) a[i] = ask(&s, 32, 50, RV_PRIORITY_CRITICAL, 0);
+    const sim_req *low = ask(&s, 32, 50, RV_PRIORITY_LOW, 0);
+    CHECK(sim_step(&s, 1, NULL) == RV_OK && s.n_events == 1);
+    rv_kv *other = take_all(&s);
+    CHECK(sim_step(&s, 1, NULL) == RV_OK);
+    rv_sched_stats t;
+    rv_sched_get_stats(s.sched, &t);
+    CHECK(t.n_preempted == 1 && low->n == 32);
+    for (int i = 0; i < 2; i++) {
+        CHECK(rv_sched_cancel(s.sched, a[i]->id, RV_FINISH_CANCELLED, NULL) == RV_OK);
+        a[i]->asked = RV_FINISH_CANCELLED;
+    }
+    CHECK(sim_step(&s, 1, NULL) == RV_OK && low->n == 33);
+    rv_kv_free(&other);
+    sim_drain(&s);
+    CHECK(low->last.n_preempted == 1 && low->n > 33);
+    sim_close(&s);
+}
+
+/* Who has waited long has its rank for good, also against those that come later and run. */
+static void age_protects_what_runs(void) {
+    sim_opts o = sim_defaults();
+    o.n_pages = 8;
+    o.sched.age_steps = 2;
+    sim s;
+    sim_open(&s, &o, 5);
+    const sim_req *large = ask(&s, 110, 10, RV_PRIORITY_CRITICAL, 0);
+    const sim_req *low = ask(&s, 31, 30, RV_PRIORITY_LOW, 0);
+    while (large->finish == RV_FINISH_NONE) CHECK(sim_step(&s, 128, NULL) == RV_OK);
+    CHECK(low->n == 31 && s.i_step > 6);
+    const sim_req *late = ask(&s, 31, 30, RV_PRIORITY_NORMAL, 0);
+    CHECK(sim_step(&s, 128, NULL) == RV_OK && low->n == 32 && late->n == 32);
+    rv_kv *other = take_all(&s);
+    for (int i = 0; i < 4; i++) CHECK(sim_step(&s, 128, NULL) == RV_OK);
+    rv_kv_free(&other);
+    sim_drain(&s);
+    CHECK(low->last.n_preempted == 0 && late->last.n_preempted > 0);
     sim_close(&s);
 }
 
@@ -337,6 +428,33 @@ static void cancel_at_every_step(void) {
         sim_close(&s);
         if (over) break;
     }
+}
+
+static rv_status cancel_then_step(void *ctx, rv_sched_rows *rows, size_t n, rv_err *err) {
+    sim *s = ctx;
+    for (size_t i = 0; i < n; i++) {
+        sim_req *q = rows[i].user;
+        if (q->id % 2) continue;
+        CHECK(rv_sched_cancel(s->sched, q->id, RV_FINISH_CANCELLED, NULL) == RV_OK);
+        q->asked = RV_FINISH_CANCELLED;
+    }
+    return sim_backend_step(ctx, rows, n, err);
+}
+
+/* Who cancels in time gets that end, though the last token has come meanwhile. */
+static void cancel_during_a_step(void) {
+    const sim_opts o = sim_defaults();
+    sim s;
+    sim_open(&s, &o, 12);
+    const rv_sched_backend b = {.ctx = &s, .step = cancel_then_step};
+    rv_sched_free(&s.sched);
+    CHECK(rv_sched_new(&s.sched, s.cache, &b, &o.sched, NULL) == RV_OK);
+    for (int i = 0; i < 4; i++) ask(&s, 10, 1, RV_PRIORITY_NORMAL, 0);
+    CHECK(sim_step(&s, 128, NULL) == RV_OK && s.n_ended == 2);
+    CHECK(sim_step(&s, 128, NULL) == RV_OK && s.n_ended == 4);
+    CHECK(s.n_by_finish[RV_FINISH_CANCELLED] == 2);
+    for (int i = 0; i < 4; i++) CHECK(s.past[i]->n == 11);
+    sim_close(&s);
 }
 
 static void deadlines_end_what_waits_and_what_runs(void) {
@@ -551,19 +669,24 @@ static void threads_submit_and_cancel(void) {
 
 const rv_test tests_sched[] = {
     {"sched_random_worlds_keep_every_promise", random_worlds_keep_every_promise},
+    {"sched_a_run_can_be_replayed", a_run_can_be_replayed},
     {"sched_options_are_checked", options_are_checked},
     {"sched_requests_are_checked", requests_are_checked},
     {"sched_priority_goes_before_policy_before_arrival",
      priority_goes_before_policy_before_arrival},
     {"sched_tenants_share_alike", tenants_share_alike},
     {"sched_nobody_starves", nobody_starves},
+    {"sched_generating_goes_before_prompts", generating_goes_before_prompts},
     {"sched_preemption_is_bounded_and_changes_nothing", preemption_is_bounded_and_changes_nothing},
     {"sched_a_request_may_fill_the_cache", a_request_may_fill_the_cache},
     {"sched_a_smaller_budget_ends_what_cannot_fit", a_smaller_budget_ends_what_cannot_fit},
     {"sched_outsiders_are_waited_for", outsiders_are_waited_for},
     {"sched_outsiders_may_take_what_was_promised", outsiders_may_take_what_was_promised},
+    {"sched_a_token_survives_preemption", a_token_survives_preemption},
+    {"sched_age_protects_what_runs", age_protects_what_runs},
     {"sched_prefixes_are_found", prefixes_are_found},
     {"sched_cancel_at_every_step", cancel_at_every_step},
+    {"sched_cancel_during_a_step", cancel_during_a_step},
     {"sched_deadlines_end_what_waits_and_what_runs", deadlines_end_what_waits_and_what_runs},
     {"sched_events_are_not_lost", events_are_not_lost},
     {"sched_failed_steps_are_tried_again", failed_steps_are_tried_again},
