@@ -3,6 +3,7 @@
 
 #include "sample/philox.h"
 #include "sample/rank.h"
+#include "sample/sampler.h"
 #include "test.h"
 
 /* From the Random123 distribution's kat_vectors, "philox4x32 10". */
@@ -125,7 +126,7 @@ static void sampler_new_survives_failed_allocations(void) {
         rv_status st = rv_sampler_new(&s, &p, V, &err);
         rv_test_fail_alloc_at(-1);
         if (st == RV_OK) {
-            CHECK(k == 10);
+            CHECK(k == 11);
             break;
         }
         CHECK(st == RV_ENOMEM && err.code == RV_ENOMEM && !s && rv_live_bytes() == live);
@@ -143,6 +144,44 @@ static void sampler_new_survives_failed_allocations(void) {
     CHECK(s == NULL);
     rv_sampler_free(&s);
     rv_sampler_free(NULL);
+}
+
+/* Bare samplers that take turns in one work area draw what each draws in its own. */
+static void samplers_share_a_work_area(void) {
+    rv_sample_area area;
+    rv_sampler *own[3], *bare[3];
+    float x[V];
+    const uint32_t allow[] = {0xfff0ffff, 0xff};
+    CHECK(rv_sample_area_init(&area, V, true));
+    for (int i = 0; i < 3; i++) {
+        rv_sample_params p;
+        rv_sample_defaults(&p);
+        p.seed = (uint64_t)i, p.temperature = (float)i, p.repeat_penalty = 1.2f;
+        p.top_p = 0.9f, p.n_logprobs = i;
+        own[i] = make(&p);
+        CHECK(rv_sampler_new_bare(&bare[i], &p, V, NULL) == RV_OK);
+    }
+    for (uint64_t pos = 0; pos < 60; pos++) {
+        const int i = (int)(pos % 3);
+        const uint32_t *mask = pos % 2 ? allow : NULL;
+        rv_sampled a, b;
+        fill(x, pos);
+        CHECK(rv_sampler_sample(own[i], x, pos, mask, &a, NULL) == RV_OK);
+        CHECK(rv_sampler_sample_in(bare[i], &area, x, pos, mask, &b, NULL) == RV_OK);
+        CHECK(a.id == b.id && a.logprob == b.logprob && a.n_top == b.n_top);
+    }
+    for (int i = 0; i < 3; i++) {
+        rv_sampler_free(&own[i]);
+        rv_sampler_free(&bare[i]);
+    }
+    rv_sample_area_deinit(&area);
+    rv_sample_area_deinit(&area);
+    for (long k = 0; k < 2; k++) {
+        rv_test_fail_alloc_at(k);
+        CHECK(!rv_sample_area_init(&area, V, true));
+        rv_test_fail_alloc_at(-1);
+        rv_sample_area_deinit(&area);
+    }
 }
 
 static void check_refused(const rv_sample_params *p, const char *message) {
@@ -305,6 +344,7 @@ const rv_test tests_sample[] = {
     {"rank_agrees_with_a_sort", rank_agrees_with_a_sort},
     {"exponentials_are_exact_enough", exponentials_are_exact_enough},
     {"sampler_new_survives_failed_allocations", sampler_new_survives_failed_allocations},
+    {"samplers_share_a_work_area", samplers_share_a_work_area},
     {"sampler_new_checks_every_parameter", sampler_new_checks_every_parameter},
     {"sampler_refuses_bad_logits_and_ids", sampler_refuses_bad_logits_and_ids},
     {"sampler_greedy_prefers_the_lower_id", sampler_greedy_prefers_the_lower_id},
