@@ -47,10 +47,11 @@ from ruvllm.engine.quantize import quantize
 
 SHAPES = "lfm2-350m,lfm2-1.2b,llama-1b,qwen3-0.6b"
 TYPES = "q4_0,q4_k_m,q8_0,f16"
-PARTS = "cells,rows,depth,embed,load,spin,crate"
+PARTS = "cells,rows,batch,depth,embed,load,spin,crate"
 VOCABS = Path(__file__).parents[1] / "tests/golden/vocab"
 VOCAB_OF = {128256: "llama-bpe", 151936: "qwen2"}  # by size; GPT-2's, filled up, for the others
 ROWS = (4, 16, 64)
+SEQUENCES = (1, 4, 16, 64)
 BAND = 512 << 20  # bytes of one measurement of the read bandwidth
 TEXT = 16  # tokens of an embedded text
 WORDS = (
@@ -241,6 +242,28 @@ def rows(b: Bench) -> None:
                     )
                     name = f"{shape} {type} {n} thread{'s' * (n > 1)}: {k} rows at once"
                     b.rate(name, k, times, "tok/s", b.wanted(1.5))
+
+
+def batch(b: Bench) -> None:
+    """Many sequences at once, in the first type asked for; ours also chooses their tokens."""
+    a = b.args
+    steps = 8 if a.quick else 32
+    for shape, type, path in every_file(b, a.types[:1]):
+        for n in a.threads:
+            rates = {}
+            with engines(b) as (ours, theirs):
+                for w in (ours, theirs):
+                    w.ask("open_batch", str(path), n, max(SEQUENCES), 64)
+                name = f"{shape} {type} {n} thread{'s' * (n > 1)}"
+                for k in SEQUENCES:
+                    calls = (lambda w=w, k=k: w.ask("sequences", k, steps) for w in (ours, theirs))
+                    times = rounds_of(b, a.rounds, *calls)
+                    what = f"{name}: {k} sequence{'s' * (k > 1)}"
+                    goal = b.wanted(1.5) if k > 1 else None
+                    rates[k] = b.rate(what, k * steps, times, "tok/s", goal)
+            if n == 2:
+                gain = rates[16] / rates[1]
+                b.goal(f"{name}: 16 sequences / one", gain, "x", ">= 2.00 x", gain >= 2)
 
 
 def depth(b: Bench) -> None:

@@ -135,6 +135,35 @@ class Engine:
         self.make_context(p)
         self.embed(2, 16)
 
+    def open_batch(self, path: str, n_threads: int, most: int, room: int) -> None:
+        """For most sequences of room tokens."""
+        self.load(path)
+        p = self.api.llama_context_default_params()
+        p.n_ctx, p.n_batch, p.n_ubatch, p.n_seq_max = most * room, UBATCH, UBATCH, most
+        p.n_threads = p.n_threads_batch = n_threads
+        self.make_context(p)
+        self.sequences(2, 2)
+
+    def sequences(self, n: int, steps: int) -> float:
+        """Seconds for one more token of each of n sequences, steps times, after 8 tokens each."""
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+        for i in range(n):
+            self.fill([(i * 8 + k) * 31 % self.n_vocab for k in range(8)])
+            for k in range(8):
+                self.batch.seq_id[k][0] = i
+            self.run()
+        seconds = 0.0
+        for k in range(steps):
+            b = self.batch
+            b.n_tokens = n
+            for i in range(n):
+                b.token[i], b.pos[i], b.n_seq_id[i] = (k * 37 + i) % self.n_vocab, 8 + k, 1
+                b.seq_id[i][0], b.logits[i] = i, True
+            t = time.perf_counter()
+            self.run()
+            seconds += time.perf_counter() - t
+        return seconds
+
     def embed(self, n_texts: int, n_tokens: int) -> float:
         seconds, at_once = 0.0, min(TEXTS, UBATCH // n_tokens)
         for first in range(0, n_texts, at_once):
@@ -170,5 +199,7 @@ if __name__ == "__main__":
         "pace",
         "embed",
         "open_encoder",
+        "open_batch",
+        "sequences",
     )
     serve({name: getattr(e, name) for name in names})

@@ -10,6 +10,7 @@ from peer_pipe import serve
 
 import ruvllm
 from ruvllm import _core
+from ruvllm.engine._params import SamplingParams
 
 
 class Engine:
@@ -76,6 +77,37 @@ class Engine:
             n += 1
         return spent / n
 
+    def open_batch(self, path: str, n_threads: int, most: int, room: int) -> None:
+        """For most sequences of room tokens."""
+        self.model = ruvllm.Model(path, n_threads=n_threads, witness=False)
+        self.n_vocab = self.model.info.n_vocab
+        core = self.model._open()
+        self.engine = _core.engine_new(core, 0, room, 0, 0, most, most, 0, 0, 0)
+        self.sequences(2, 2)
+
+    def sequences(self, n: int, steps: int) -> float:
+        """Seconds for one more token of each of n sequences, steps times, after 8 tokens each.
+
+        Each token is chosen, greedily, which llama.cpp's is not.
+        """
+        greedy = SamplingParams(temperature=0.0).core()
+        asked = set()
+        for i in range(n):
+            ids = [(i * 8 + k) * 31 % self.n_vocab for k in range(8)]
+            asked.add(self.engine.submit(ids, 2 * steps, greedy, None, [], True, 1, 0, 0, b""))
+        begun: set[int] = set()
+        while begun != asked:
+            begun.update(event[0] for event in self.engine.step()[0])
+        t = time.perf_counter()
+        for _ in range(steps):
+            self.engine.step()
+        t = time.perf_counter() - t
+        for request in asked:
+            self.engine.cancel(request, 3)
+        while not self.engine.step()[1]:
+            pass
+        return t
+
     def embed(self, n_texts: int, n_tokens: int) -> float:
         """Seconds to embed texts of n_tokens each."""
         ids = 1000 + np.arange(n_texts * n_tokens, dtype=np.int32) * 31 % 20000
@@ -121,6 +153,8 @@ if __name__ == "__main__":
         "pace",
         "embed",
         "open_encoder",
+        "open_batch",
+        "sequences",
         "open_texts",
         "embed_texts",
         "vectors",
