@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ruvllm.engine._bench import Plan, Report, Result
 
 MOST_THREADS = 256
+MOST_SEQUENCES = 1024
 
 
 @flags
@@ -56,6 +57,15 @@ def bench(
             "--depth -d", "Tokens before the generated ones. Default: 0.", env=False, metavar="N"
         ),
     ] = None,
+    batch: Annotated[
+        str | None,
+        option(
+            "--batch -b",
+            "Sequences at once, one or several, such as 4,16.",
+            env=False,
+            metavar="N,...",
+        ),
+    ] = None,
     threads: Annotated[
         str | None,
         option(
@@ -74,11 +84,9 @@ def bench(
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Measure a model: prompt, generation, loading; of an encoder texts per second.
+    """Measure a model: prompt, generation, batches, loading; of an encoder texts per second.
 
-    One request at a time: batches of requests are not measured yet.
-
-        ruvllm bench model.gguf --threads 1,2
+    ruvllm bench model.gguf --threads 1,2
     """
     from ruvllm import ArgumentError, Cancel, CancelledError
     from ruvllm.engine._bench import measure
@@ -86,11 +94,12 @@ def bench(
     path = chosen_model(context, word, model)
     if repeat < 1:
         raise ArgumentError(f"--repeat: is {repeat}, want at least 1")
-    counts = _thread_counts(threads)
+    counts = _numbers("--threads", threads, MOST_THREADS)
+    together = tuple(_numbers("--batch", batch, MOST_SEQUENCES))
     options: dict[str, Any] = {"kv_type": kv.value, "witness": False}
 
     with terminal.open_model(path, options) as first:
-        plan = _plan(first, pp=pp, tg=tg, depth=depth, repeat=repeat)
+        plan = _plan(first, pp=pp, tg=tg, depth=depth, repeat=repeat, batch=together)
         if not counts:
             counts = _candidates() if tune else [first.info.n_threads]
         if tune and not first.info.causal:
@@ -122,7 +131,8 @@ def bench(
 # ---- what is asked for ----
 
 
-def _thread_counts(text: str | None) -> list[int]:
+def _numbers(flag: str, text: str | None, most: int) -> list[int]:
+    """What a flag lists, each once."""
     from ruvllm import ArgumentError
 
     counts: list[int] = []
@@ -130,9 +140,9 @@ def _thread_counts(text: str | None) -> list[int]:
         try:
             n = int(word)
         except ValueError:
-            raise usage("--threads", f"is {text!r}, want numbers such as 1,2,4") from None
-        if not 1 <= n <= MOST_THREADS:
-            raise ArgumentError(f"--threads: is {n}, want 1 .. {MOST_THREADS}")
+            raise usage(flag, f"is {text!r}, want numbers such as 1,2,4") from None
+        if not 1 <= n <= most:
+            raise ArgumentError(f"{flag}: is {n}, want 1 .. {most}")
         if n not in counts:
             counts.append(n)
     return counts
@@ -151,8 +161,8 @@ def _plan(model: Model, **asked: Any) -> Plan:
 
     if model.info.causal:
         return plan_for(model, **asked)
-    for name in ("pp", "tg", "depth"):
-        if asked[name] is not None:
+    for name in ("pp", "tg", "depth", "batch"):
+        if asked[name] not in (None, ()):
             raise usage(f"--{name}", f"{model.path} is an encoder, want a model that generates")
     return Plan(0, 0, 0, asked["repeat"])
 
@@ -208,9 +218,8 @@ def _remember(model: Model, report: Report) -> dict[str, Any]:
 
     by: dict[int, dict[str, float]] = {}
     for r in report.results:
-        by.setdefault(r.n_threads, {})["prefill" if r.test.startswith("pp") else "decode"] = (
-            r.median
-        )
+        if "x" not in r.test:  # one sequence
+            by.setdefault(r.n_threads, {})["prefill" if r.test[:2] == "pp" else "decode"] = r.median
     measured = [_tune.Measured(n, **rates) for n, rates in by.items()]
     about = {"model": model.info.name or model.path, "date": time.strftime("%Y-%m-%d")}
     n, file = _tune.remember(model.path, measured, about)

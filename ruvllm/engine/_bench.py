@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ruvllm import _core
-from ruvllm._errors import ArgumentError
+from ruvllm._errors import ArgumentError, CancelledError
+from ruvllm.engine._params import SamplingParams
 from ruvllm.engine.model import Model
 
 TEXT_TOKENS: Final = 16  # of an embedded text, end marks included
@@ -32,23 +33,24 @@ class Plan:
     """What to run.
 
     pp: prompt tokens.  tg: tokens to generate.  depth: tokens that stand before the generated ones.
-    repeat: repetitions, >= 1.
+    repeat: repetitions, >= 1.  batch: numbers of sequences that generate at once.
     """
 
     pp: int
     tg: int
     depth: int
     repeat: int
+    batch: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class Result:
     """One test with one thread count.
 
-    test: pp512, tg128, tg128@4096, embed or latency.  unit: "tokens/s", "texts/s" or "ms".  values:
-    of every repetition.  bandwidth: bytes/s read in a plain loop, measured between the repetitions;
-    share: part of it that the test needs for the weights, keys and values of its tokens; both are
-    None where memory is not what is measured.
+    test: pp512, tg128, tg128@4096, tg128x16 (of 16 sequences), embed or latency.  unit: "tokens/s",
+    "texts/s" or "ms".  values: of every repetition.  bandwidth: bytes/s read in a plain loop,
+    measured between the repetitions; share: part of it that the test needs for the weights, keys
+    and values of its tokens; both are None where memory is not what is measured.
     """
 
     test: str
@@ -72,7 +74,15 @@ class Report:
     load_ms: list[float] = field(default_factory=list)
 
 
-def plan_for(model: Model, pp: int | None, tg: int | None, depth: int | None, repeat: int) -> Plan:
+def plan_for(
+    model: Model,
+    *,
+    pp: int | None,
+    tg: int | None,
+    depth: int | None,
+    repeat: int,
+    batch: tuple[int, ...] = (),
+) -> Plan:
     """The plan with its defaults: 512 and 128 tokens, or what fits the model's context.
 
     Raises ArgumentError for a number out of range or longer than the context.
@@ -84,6 +94,7 @@ def plan_for(model: Model, pp: int | None, tg: int | None, depth: int | None, re
         max(1, min(128, n_ctx - at)) if tg is None else tg,
         at,
         repeat,
+        batch,
     )
     for name, value, low in (("pp", plan.pp, 1), ("tg", plan.tg, 1), ("depth", at, 0)):
         if value < low:
@@ -140,6 +151,8 @@ def _decoder(
     at = f"@{plan.depth}" if plan.depth else ""
     tg = Result(f"tg{plan.tg}{at}", n_threads, "tokens/s")
     report.results += [pp, tg]
+    many = [Result(f"tg{plan.tg}{at}x{n}", n_threads, "tokens/s") for n in plan.batch]
+    report.results += many
     session = _core.session_new(core, max(plan.pp, plan.depth + plan.tg))
     prompt, before, generated = (_ids(model, n) for n in (plan.pp, plan.depth, plan.tg))
     for warm in (prompt[:32], prompt[:1]):  # first use of the weights, by either way
@@ -156,6 +169,8 @@ def _decoder(
         steps = [generated[i : i + 1] for i in range(plan.tg)]
         tg.values.append(plan.tg / _seconds(session, steps, cancel))
         session.truncate(0)
+        for n, result in zip(plan.batch, many, strict=True):
+            result.values.append(_together(model, n, plan, cancel))
         yield
     tg.bandwidth = statistics.median(bandwidths)
     weights = bytes_per_token(core)
@@ -195,6 +210,35 @@ def _seconds(
     for ids in chunks:
         session.eval(ids, False, cancel)
     return time.perf_counter() - start
+
+
+def _together(model: Model, n: int, plan: Plan, cancel: _core.Cancel) -> float:
+    """Tokens per second that n sequences generate together, from when all of them have begun."""
+    n_prompt = max(1, min(plan.depth, model.n_ctx - 2))
+    most = model.n_ctx - n_prompt
+    left = steps = max(1, min(plan.tg, most // 2))
+    engine = _core.engine_new(model._open(), 0, model.n_ctx, 0, 0, n, n, n * n_prompt, 0, 0)
+    greedy = SamplingParams().core()
+    asked = set()
+    for i in range(n):
+        ids = (_ids(model, n_prompt) + i) % model.info.n_vocab
+        asked.add(engine.submit(ids, most, greedy, None, [], True, 1, 0, 0, b""))
+    begun: set[int] = set()
+    start = time.perf_counter()
+    while left:
+        if cancel.get():
+            raise CancelledError("bench: cancelled")
+        events, _, error = engine.step()
+        if error is not None:
+            raise error
+        if begun == asked:
+            left -= 1
+        else:
+            begun.update(event[0] for event in events)
+            start = time.perf_counter()
+    seconds = time.perf_counter() - start
+    engine.close()
+    return n * steps / seconds
 
 
 def _ids(model: Model, n: int) -> NDArray[np.int32]:

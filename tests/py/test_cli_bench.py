@@ -52,6 +52,17 @@ def test_bench_json() -> None:
     assert tg["bandwidth_share"] is None  # so small a model is in the caches
 
 
+def test_bench_of_batches() -> None:
+    out = json.loads(
+        here("bench", MODEL, *SHORT, "--batch", "3,1,3", "--threads", "2", "--json").out
+    )
+    one, *many = [r for r in out["results"] if r["test"].startswith("tg")]
+    assert [r["test"] for r in many] == [f"{one['test']}x3", f"{one['test']}x1"]
+    for r in many:
+        assert r["unit"] == "tokens/s" and r["bandwidth_share"] is None
+        assert all(v > 0 for v in r["values"]) and len(r["values"]) == len(one["values"])
+
+
 def test_bench_without_numbers_fits_the_context() -> None:
     n_ctx = ruvllm.Model(MODEL, witness=False).n_ctx
     ran = here("bench", "--depth", str(n_ctx - 5), "-r", "1", "--json")
@@ -82,6 +93,8 @@ def test_bench_of_an_encoder(tmp_path: Path) -> None:
         (["--threads", "1,,2"], 2, "--threads: is '1,,2', want numbers such as 1,2,4"),
         (["--threads", ""], 2, "--threads: is '', want numbers"),
         (["--threads", "two"], 2, "--threads: is 'two', want numbers"),
+        (["--batch", "0"], 1, "--batch: is 0, want 1 .. 1024"),
+        (["--batch", "a"], 2, "--batch: is 'a', want numbers"),
         (["--pp", "0"], 1, "--pp: is 0, want at least 1"),
         (["--tg", "0"], 1, "--tg: is 0, want at least 1"),
         (["--depth", "-1"], 1, "--depth: is -1, want at least 0"),
