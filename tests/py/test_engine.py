@@ -181,7 +181,6 @@ def test_stop_strings_cut_as_alone(model: ruvllm.Model, engine: ruvllm.Engine) -
 
 
 def test_constraints(model: ruvllm.Model, engine: ruvllm.Engine) -> None:
-    pytest.importorskip("llguidance")
     for options in (
         {"choices": ["island apple", "island rabbit"]},
         {"regex": "[a-z]{3,9}( [a-z]{2,5})?"},
