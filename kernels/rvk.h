@@ -97,6 +97,8 @@ enum {
     RVK_BF16 = 30,
     RVK_N_TYPES = 31
 };
+/* Of a cache besides: keys in Q8_0, values in Q4_0. */
+enum { RVK_K8V4 = RVK_N_TYPES, RVK_N_CACHE_TYPES };
 
 typedef struct rvk_dtype_info {
     const char *name;      /* "q4_0"; NULL: no such type here */
@@ -219,17 +221,18 @@ typedef struct rvk_table {
      * attn[type]: a block of a cache, see below, as the addresses of its runs; positions lo .. hi -
      * 1 of it, lo < hi <= RVK_ATTN_BLOCK; the others may hold anything, but all runs are readable.
      * NULL where there is no cache of the type.
-     *   q      F32, F16: [n_q][d] already scaled.  Q8_0, Q4_0: act_pack of each of those rows,
-     *          rvk_act_bytes(d) apart; the products of codes are exact
+     *   q      F32, F16: [n_q][d] already scaled.  Codes: act_pack of each of those rows, made as
+     *          wide as the keys are (rvk_attn_width: w), rvk_act_bytes(w) apart; the products of
+     *          codes are exact
      *   next   the runs of the block that will be asked for next, brought nearer meanwhile, or NULL
      * attn_rows: float32 rows as they come, n <= RVK_ATTN_ROWS of them, row p at + p * stride
      * bytes.
      *
      * With s = sum |q_i * k_i| as stored, the error of a result is at most
      * ((d + 64) * s + 64) * 2^-23 of the largest |v|. */
-    void (*attn[RVK_N_TYPES])(const void *q, size_t n_q, size_t d, const void *const *runs,
-                              const void *const *next, size_t lo, size_t hi, float *st_max,
-                              float *st_sum, float *acc);
+    void (*attn[RVK_N_CACHE_TYPES])(const void *q, size_t n_q, size_t d, const void *const *runs,
+                                    const void *const *next, size_t lo, size_t hi, float *st_max,
+                                    float *st_sum, float *acc);
     void (*attn_rows)(const float *q, size_t n_q, size_t d, const float *k, const float *v,
                       size_t stride, size_t n, float *st_max, float *st_sum, float *acc);
 } rvk_table;
@@ -239,21 +242,34 @@ enum { RVK_ATTN_RUN = 16, RVK_ATTN_BLOCK = 64, RVK_ATTN_ROWS = 16 };
 /* ---- a block of cached keys and values ----
  * RVK_ATTN_BLOCK positions of one key head: runs of RVK_ATTN_RUN positions, each 64-byte aligned
  * where its size allows.  Keys have their positions side by side, so that a load feeds a sum per
- * position; values are rows. F32, F16    K [d][16]          V [16][d] Q8_0        K [d / 4][16][4]
- * V [16][d], then the f16 scales of K and of V [d / 32][16] each Q4_0        the same with two
- * codes in a byte: of 32 values, 0 .. 15 are low halves Codes of K in Q8_0 are stored + 128, those
- * of Q4_0 (both) + 8.  Values and scales are those that quant gives for each row of d; a NaN or
- * infinity makes the scale of its 32 values NaN. */
-/* Bytes of one run; 0: no cache of that type, or d does not suit it (Q8_0, Q4_0: d % 32). */
+ * position; values are rows.
+ *   F32, F16   K [d][16]           V [16][d]
+ *   Q8_0       K [w / 4][16][4]    V [16][w], then the f16 scales of K and of V [w / 32][16] each
+ *   Q4_0       the same with two codes in a byte: of 32 values, 0 .. 15 are low halves
+ *   K8V4       K as Q8_0, V as Q4_0, the scales as both
+ * w is d rounded up to whole blocks of 32, with zeros behind d.  Codes of K in Q8_0 are stored +
+ * 128, those of Q4_0 (both) + 8.  Values and scales are those that quant gives for each row; a NaN
+ * or infinity makes the scale of its 32 values NaN. */
+/* Whether a cache of that type holds codes: its queries are packed. */
+static inline bool rvk_attn_is_coded(int type) {
+    return type == RVK_Q8_0 || type == RVK_Q4_0 || type == RVK_K8V4;
+}
+/* Values of a head as a cache of the type holds them: d, or w. */
+static inline size_t rvk_attn_width(int type, size_t d) {
+    return rvk_attn_is_coded(type) ? (d + RVK_QK - 1) / RVK_QK * RVK_QK : d;
+}
+/* Bytes of one run; 0: no cache of that type. */
 size_t rvk_attn_run_bytes(int type, size_t d);
-/* Store position pos < RVK_ATTN_RUN of a run: k, v [d]. */
+/* Store position pos < RVK_ATTN_RUN of a run: k, v [d].  The layout is the same for d and w, so keys
+ * that fill w once they are rotated are stored with d = w. */
 void rvk_attn_put(int type, void *run, size_t pos, const float *k, const float *v, size_t d);
-/* What position pos holds, as float32. */
+/* What position pos holds, as float32; the first d of w. */
 void rvk_attn_get(int type, const void *run, size_t pos, float *k, float *v, size_t d);
-/* Multiply n rows of d values, ld floats apart, by the orthonormal Hadamard matrix of order d (a
- * power of two, 1 .. 1024), in place: rows keep their products with each other, and an outlier is
- * spread over all values before they are rounded.  Float32 butterflies from stride 1 to d / 2, then
- * one multiplication by 1 / sqrt(d); the same bits on every ISA. */
+/* Multiply n rows of d values, ld floats apart, in place, by the orthonormal Hadamard matrix whose
+ * order is the largest power of two that divides d, once per so many values: rows keep their
+ * products with each other, and an outlier is spread over its part before it is rounded.  Float32
+ * butterflies from stride 1 up, then one multiplication by 1 / sqrt(order); the same bits on every
+ * ISA.  The order is at most 1024. */
 void rvk_hadamard(float *x, size_t n, size_t ld, size_t d);
 
 extern rvk_table rvk; /* written by rvk_init, before any thread starts */

@@ -14,8 +14,10 @@ static rv_status check_blocks(const char *name, int32_t n, int32_t def, rv_err *
 }
 
 static rv_status check_kv_opts(const rv_model_opts *o, rv_err *err) {
-    if (o->kv_store != RV_KV_AUTO && o->kv_store != RV_KV_Q8_0 && o->kv_store != RV_KV_Q4_0)
-        return rv_fail(err, RV_EARG, "kv_store: is %d, want 0 (none), 3 (q8_0) or 4 (q4_0)",
+    if (o->kv_store != RV_KV_AUTO && o->kv_store != RV_KV_Q8_0 && o->kv_store != RV_KV_Q4_0 &&
+        o->kv_store != RV_KV_K8V4)
+        return rv_fail(err, RV_EARG,
+                       "kv_store: is %d, want 0 (none), 3 (q8_0), 4 (q4_0) or 5 (k8v4)",
                        (int)o->kv_store);
     if (o->kv_store != RV_KV_AUTO && (o->kv_type == RV_KV_Q8_0 || o->kv_type == RV_KV_Q4_0))
         return rv_fail(err, RV_EARG,
@@ -35,7 +37,8 @@ static rv_status check_opts(const rv_model_opts *o, rv_err *err) {
                        o->n_threads);
     if (o->n_batch < 0 || o->n_batch > 4096)
         return rv_fail(err, RV_EARG, "n_batch: is %d, want 1 .. 4096, or 0 for 128", o->n_batch);
-    if (o->kv_type != RV_KV_AUTO && rv_kv_kernel_type(o->kv_type) < 0)
+    if (o->kv_type == RV_KV_K8V4 ||
+        (o->kv_type != RV_KV_AUTO && rv_kv_kernel_type(o->kv_type) < 0))
         return rv_fail(err, RV_EARG,
                        "kv_type: is %d, want 0 (auto), 1 (f16), 2 (f32), 3 (q8_0) or 4 (q4_0)",
                        (int)o->kv_type);
@@ -61,14 +64,6 @@ static void count_tensors(rv_model *m) {
     }
 }
 
-/* Codes have a scale per 32 values of a head. */
-static rv_status check_head(const rv_net *net, const char *option, rv_kv_type type, rv_err *err) {
-    if (type == RV_KV_AUTO || rv_kv_head_bytes(type, (size_t)net->head_dim)) return RV_OK;
-    return rv_fail(
-        err, RV_EUNSUPPORTED, "%s.attention.key_length: is %d, want a multiple of 32 for %s %s",
-        net->arch->name, net->head_dim, option, rvk_dtypes[rv_kv_kernel_type(type)].name);
-}
-
 /* Recurrent state of a sequence: what each convolution has seen last. */
 static size_t state_bytes(const rv_net *net) {
     if (net->conv_l < 2) return 0;
@@ -78,7 +73,7 @@ static size_t state_bytes(const rv_net *net) {
 
 static rv_kv_format kv_format(const rv_model *m, const rv_model_opts *o, const int32_t *heads) {
     const size_t d = (size_t)m->net->head_dim;
-    const bool store = o->kv_store != RV_KV_AUTO, can_rotate = (d & (d - 1)) == 0 && d <= 1024;
+    const bool store = o->kv_store != RV_KV_AUTO;
     rv_kv_format f = {.n_layers = (size_t)m->net->n_kv_layers,
                       .heads = heads,
                       .head_dim = d,
@@ -86,7 +81,7 @@ static rv_kv_format kv_format(const rv_model *m, const rv_model_opts *o, const i
                       .store = o->kv_store,
                       .state_bytes = state_bytes(m->net)};
     if (!store) return f;
-    f.rotate = can_rotate && !o->kv_no_rotate;
+    f.rotate = !o->kv_no_rotate;
     f.tail = (size_t)(o->kv_tail ? o->kv_tail : KV_TAIL);
     f.batch = (size_t)(o->kv_batch ? o->kv_batch : KV_BATCH);
     return f;
@@ -105,9 +100,6 @@ static uint64_t default_budget(const rv_kv_format *f) {
 static rv_status open_kv(rv_model *m, const rv_model_opts *o, rv_err *err) {
     const rv_net *net = m->net;
     if (!net->causal) return RV_OK;
-    rv_status st = check_head(net, "kv_type", m->info.kv_type, err);
-    if (st == RV_OK) st = check_head(net, "kv_store", o->kv_store, err);
-    if (st != RV_OK) return st;
     int32_t *heads = rv_calloc((size_t)net->n_layer, sizeof *heads);
     if (!heads) return rv_fail(err, RV_ENOMEM, "kv: out of memory");
     for (int32_t i = 0; i < net->n_layer; i++)
@@ -117,7 +109,7 @@ static rv_status open_kv(rv_model *m, const rv_model_opts *o, rv_err *err) {
                                 .fit = o->kv_fit,
                                 .share = !o->no_sharing};
     m->shares = c.share;
-    st = rv_kv_cache_new(&m->kv, &f, &c, err);
+    const rv_status st = rv_kv_cache_new(&m->kv, &f, &c, err);
     rv_free(heads);
     return st;
 }
@@ -143,11 +135,16 @@ static void fill_info(rv_model *m, const rv_model_opts *o) {
     info->pooling = net->pooling;
     info->kv_type = o->kv_type;
     if (o->kv_type == RV_KV_AUTO) info->kv_type = info->main_type == RV_F32 ? RV_KV_F32 : RV_KV_F16;
+    info->kv_store = net->causal ? o->kv_store : RV_KV_AUTO;
     info->n_batch = o->n_batch ? o->n_batch : 128;
     info->n_threads = rv_pool_n_threads(m->pool);
+    const bool store = info->kv_store != RV_KV_AUTO;
     const uint64_t size = rv_kv_head_bytes(info->kv_type, (size_t)net->head_dim);
-    for (int32_t i = 0; net->causal && i < net->n_layer; i++)
+    const uint64_t old = store ? rv_kv_head_bytes(info->kv_store, (size_t)net->head_dim) : 0;
+    for (int32_t i = 0; net->causal && i < net->n_layer; i++) {
         info->kv_bytes_per_token += size * (uint64_t)net->layers[i].n_head_kv;
+        info->kv_store_bytes_per_token += old * (uint64_t)net->layers[i].n_head_kv;
+    }
 }
 
 /* Bring every page in, in file order, with a report every 16 MiB. */

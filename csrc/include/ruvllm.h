@@ -243,8 +243,9 @@ typedef enum rv_kv_type {
     RV_KV_AUTO = 0, /* F32 when the weights are F32, else F16 */
     RV_KV_F16 = 1,
     RV_KV_F32 = 2,
-    RV_KV_Q8_0 = 3, /* 8 bits and a scale per 32 values; wants a head size that is a multiple */
+    RV_KV_Q8_0 = 3, /* 8 bits and a scale per 32 values; heads take whole blocks of 32 */
     RV_KV_Q4_0 = 4, /* 4 bits, the same */
+    RV_KV_K8V4 = 5, /* keys in Q8_0, values in Q4_0; of a store only */
 } rv_kv_type;
 
 /* Which free page is taken: of the lowest-numbered slab that has one, of the slab with the fewest,
@@ -274,7 +275,7 @@ typedef struct rv_model_opts {
     rv_repack repack;
     /* Keys and values of all sequences of the model, engine and sessions alike. */
     uint64_t kv_budget;  /* bytes; 0: half of the memory that is available */
-    rv_kv_type kv_store; /* Q8_0 or Q4_0: positions older than the tail move there; AUTO: none */
+    rv_kv_type kv_store; /* Q8_0 Q4_0 K8V4: positions older than the tail move there; AUTO: none */
     bool kv_no_rotate;   /* do not rotate the keys of the store (Hadamard) */
     int32_t kv_tail;     /* positions, a multiple of 64; 0: 256 */
     int32_t kv_batch;    /* positions that move at once, a multiple of 64; 0: 64 */
@@ -294,16 +295,17 @@ typedef struct rv_model_info {
     int32_t n_kv_layers; /* that keep keys and values */
     bool causal;         /* false: an encoder; it embeds and gives no logits */
     rv_pooling pooling;
-    rv_kv_type kv_type;
+    rv_kv_type kv_type, kv_store; /* kv_store: AUTO, none */
     int32_t n_threads, n_batch;
-    uint64_t n_params, n_bytes;  /* of all tensors */
-    uint64_t kv_bytes_per_token; /* of a session */
+    uint64_t n_params, n_bytes;        /* of all tensors */
+    uint64_t kv_bytes_per_token;       /* of a session */
+    uint64_t kv_store_bytes_per_token; /* of the positions that have moved there; 0: no store */
     rv_dtype main_type;          /* the type most weight bytes have */
 } rv_model_info;
 
 /* Open a model: binds and checks every tensor the architecture needs.  Weights stay in the
- * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or a kv_type or kv_store the head
- * size does not suit; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name; RV_EARG
+ * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or heads too wide for a
+ * kv_store; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name; RV_EARG
  * an option out of range; RV_EFULL a kv_budget that does not hold a block of 64 positions. */
 RV_API rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *opts,
                                rv_err *err);

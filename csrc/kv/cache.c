@@ -14,6 +14,7 @@ int rv_kv_kernel_type(rv_kv_type type) {
     case RV_KV_F32: return RVK_F32;
     case RV_KV_Q8_0: return RVK_Q8_0;
     case RV_KV_Q4_0: return RVK_Q4_0;
+    case RV_KV_K8V4: return RVK_K8V4;
     default: return -1;
     }
 }
@@ -25,33 +26,26 @@ size_t rv_kv_head_bytes(rv_kv_type type, size_t head_dim) {
 /* ---- making ---- */
 
 static rv_status check_store(const rv_kv_format *f, rv_err *err) {
-    if (f->store != RV_KV_Q8_0 && f->store != RV_KV_Q4_0)
-        return rv_fail(err, RV_EARG, "kv: store type is %d, want Q8_0 or Q4_0", (int)f->store);
+    if (f->store != RV_KV_Q8_0 && f->store != RV_KV_Q4_0 && f->store != RV_KV_K8V4)
+        return rv_fail(err, RV_EARG, "kv: store type is %d, want Q8_0, Q4_0 or K8V4",
+                       (int)f->store);
     if (f->type != RV_KV_F16 && f->type != RV_KV_F32)
-        return rv_fail(err, RV_EARG, "kv: type %s with a store, want f16 or f32",
-                       rvk_dtypes[rv_kv_kernel_type(f->type)].name);
+        return rv_fail(err, RV_EARG, "kv: type %d with a store, want F16 or F32", (int)f->type);
     if (!f->tail || f->tail % RV_KV_BLOCK || !f->batch || f->batch % RV_KV_BLOCK)
         return rv_fail(err, RV_EARG, "kv: tail %zu, batch %zu: want multiples of %d", f->tail,
                        f->batch, RV_KV_BLOCK);
     if (f->head_dim > RV_KV_MAX_STORE_DIM)
         return rv_fail(err, RV_EUNSUPPORTED, "kv: heads of %zu with a store, want at most %d",
                        f->head_dim, RV_KV_MAX_STORE_DIM);
-    if (f->rotate && (f->head_dim & (f->head_dim - 1)))
-        return rv_fail(err, RV_EUNSUPPORTED,
-                       "kv: heads of %zu cannot be rotated, want a power of 2", f->head_dim);
     return RV_OK;
 }
 
 static rv_status check_format(const rv_kv_format *f, rv_err *err) {
-    const int type = rv_kv_kernel_type(f->type);
-    if (type < 0) return rv_fail(err, RV_EARG, "kv: there is no type %d", (int)f->type);
+    if (rv_kv_kernel_type(f->type) < 0)
+        return rv_fail(err, RV_EARG, "kv: there is no type %d", (int)f->type);
     const rv_status st = f->store == RV_KV_AUTO ? RV_OK : check_store(f, err);
     if (st != RV_OK) return st;
-    if (!f->n_layers) return RV_OK;
-    const int store = f->store == RV_KV_AUTO ? type : rv_kv_kernel_type(f->store);
-    if (!rvk_attn_run_bytes(type, f->head_dim) || !rvk_attn_run_bytes(store, f->head_dim))
-        return rv_fail(err, RV_EUNSUPPORTED, "kv: heads of %zu do not suit type %s", f->head_dim,
-                       rvk_dtypes[rvk_attn_run_bytes(type, f->head_dim) ? store : type].name);
+    if (f->n_layers && !f->head_dim) return rv_fail(err, RV_EARG, "kv: heads of 0 values");
     for (size_t l = 0; l < f->n_layers; l++)
         if (f->heads[l] < 1)
             return rv_fail(err, RV_EARG, "kv: layer %zu has %d heads", l, (int)f->heads[l]);

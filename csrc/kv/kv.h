@@ -45,9 +45,9 @@ typedef struct rv_kv_format {
     size_t n_layers;      /* that keep keys; 0 is allowed */
     const int32_t *heads; /* [n_layers] key heads of each; copied */
     size_t head_dim;
-    rv_kv_type type;    /* not RV_KV_AUTO; Q8_0 and Q4_0 want head_dim % 32 == 0 */
-    rv_kv_type store;   /* RV_KV_AUTO: no store; else Q8_0 or Q4_0, and type is F16 or F32 */
-    bool rotate;        /* keys of the store are Hadamard-rotated; head_dim is a power of two */
+    rv_kv_type type;    /* not RV_KV_AUTO */
+    rv_kv_type store;   /* RV_KV_AUTO: no store; else Q8_0, Q4_0 or K8V4, and type is F16 or F32 */
+    bool rotate;        /* keys of the store, as wide as it holds them, are Hadamard-rotated */
     size_t tail, batch; /* with a store: positions, multiples of RV_KV_BLOCK, at least one */
     size_t state_bytes; /* recurrent state of a sequence; 0: none */
 } rv_kv_format;

@@ -21,20 +21,23 @@ typedef struct move {
     size_t lo, hi;
 } move;
 
-/* One head, counted through all layers: the same number in both kinds of pages. */
+/* One head, counted through all layers: the same number in both kinds of pages.  Keys and values
+ * get as wide as the store holds them first, so that a rotated key may fill that. */
 static void move_head(void *arg, size_t i_head, int i_thread) {
     (void)i_thread;
     const move *m = arg;
     const rv_kv_cache *c = m->kv->c;
-    const size_t d = c->f.head_dim;
+    const size_t d = c->f.head_dim, w = rvk_attn_width(c->type[COLD], d);
     float k[RV_KV_MAX_STORE_DIM], v[RV_KV_MAX_STORE_DIM];
+    for (size_t j = d; j < w; j++) v[j] = 0.0f;
     for (size_t i = m->lo; i < m->hi; i++) {
         const rv_kv_entry *e = &m->kv->e[i];
         if (!e->fresh) continue;
         for (size_t p = 0; p < RV_PAGE_TOKENS; p++) {
             rvk_attn_get(c->type[HOT], e->at[HOT] + i_head * c->run_bytes[HOT], p, k, v, d);
-            if (c->f.rotate) rvk_hadamard(k, 1, d, d);
-            rvk_attn_put(c->type[COLD], e->at[COLD] + i_head * c->run_bytes[COLD], p, k, v, d);
+            for (size_t j = d; j < w; j++) k[j] = 0.0f;
+            if (c->f.rotate) rvk_hadamard(k, 1, w, w);
+            rvk_attn_put(c->type[COLD], e->at[COLD] + i_head * c->run_bytes[COLD], p, k, v, w);
         }
     }
 }

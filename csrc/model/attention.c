@@ -42,8 +42,13 @@ void rv_attn_state_result(const rv_attn_loop *l, const rv_tile *t, size_t g,
 
 /* ---- scratch of a thread: queries in two forms, one scaled row, two states ---- */
 
+/* Most values of a query in any form. */
+static size_t row_floats(size_t d) {
+    return (d + 31) / 32 * 32;
+}
+
 static size_t query_bytes(size_t d) {
-    const size_t n = RV_MAX(rvk_act_bytes((d + 31) / 32 * 32), d * sizeof(float));
+    const size_t n = RV_MAX(rvk_act_bytes(row_floats(d)), d * sizeof(float));
     return (n + 63) / 64 * 64;
 }
 
@@ -59,7 +64,7 @@ size_t rv_attn_scratch_floats(const rv_net *net) {
             group = RV_MAX(group, (size_t)(net->n_head / net->layers[i].n_head_kv));
     const size_t d = (size_t)net->head_dim;
     const size_t states = 2 * rv_attn_state_floats(RV_ATTN_TILE * group, d);
-    return (2 * form_floats(group, d) + d + states + 15) / 16 * 16;
+    return (2 * form_floats(group, d) + row_floats(d) + states + 15) / 16 * 16;
 }
 
 static float *scratch_of(const rv_attn_loop *l, int i_thread) {
@@ -67,12 +72,13 @@ static float *scratch_of(const rv_attn_loop *l, int i_thread) {
 }
 
 float *rv_attn_room(const rv_attn_loop *l, int i_thread) {
-    return scratch_of(l, i_thread) + 2 * form_floats(l->group, l->d) + l->d;
+    return scratch_of(l, i_thread) + 2 * form_floats(l->group, l->d) + row_floats(l->d);
 }
 
 rv_attn_form rv_attn_form_of(int type, bool rotated, size_t d) {
-    const bool packed = type != RVK_F32 && type != RVK_F16;
-    return (rv_attn_form){type, packed, rotated, packed ? rvk_act_bytes(d) : d * sizeof(float)};
+    const bool packed = rvk_attn_is_coded(type);
+    const size_t w = rvk_attn_width(type, d);
+    return (rv_attn_form){type, packed, rotated, w, packed ? rvk_act_bytes(w) : w * sizeof(float)};
 }
 
 uint8_t *rv_attn_queries(const rv_attn_loop *l, const rv_tile *t, size_t g, bool old,
@@ -86,8 +92,9 @@ uint8_t *rv_attn_queries(const rv_attn_loop *l, const rv_tile *t, size_t g, bool
         const float *q = l->r->q + (t->row + h / l->group) * ld + g * n + h % l->group * l->d;
         float *to = form->packed ? row : at + h * l->d;
         for (size_t i = 0; i < l->d; i++) to[i] = q[i] * l->r->net->attn_scale;
-        if (form->rotated) rvk_hadamard(to, 1, l->d, l->d);
-        if (form->packed) rvk.act_pack(out + h * form->stride, row, l->d);
+        for (size_t i = l->d; i < form->w; i++) to[i] = 0.0f;
+        if (form->rotated) rvk_hadamard(to, 1, form->w, form->w);
+        if (form->packed) rvk.act_pack(out + h * form->stride, row, form->w);
     }
     return out;
 }

@@ -12,6 +12,7 @@ typedef struct rv_attn_form {
     int type;      /* of the keys and values */
     bool packed;   /* rounded to 8 bits */
     bool rotated;  /* as the keys are (Hadamard) */
+    size_t w;      /* values of a query: as wide as the keys are stored */
     size_t stride; /* bytes of a query */
 } rv_attn_form;
 

@@ -522,15 +522,18 @@ static char *attn_block(int type, const float *k, const float *v, size_t hi, siz
 }
 
 static void *attn_queries(int type, const float *q, size_t n_q, size_t d) {
-    const bool codes = type == RVK_Q8_0 || type == RVK_Q4_0;
-    const size_t row = codes ? rvk_act_bytes(d) : d * sizeof *q;
-    char *out = rv_alloc_aligned(n_q * row);
+    const bool codes = rvk_attn_is_coded(type);
+    const size_t w = rvk_attn_width(type, d), row = codes ? rvk_act_bytes(w) : d * sizeof *q;
+    float *wide = rv_calloc(w, sizeof *wide);
+    char *out = wide ? rv_alloc_aligned(n_q * row) : NULL;
     for (size_t h = 0; out && h < n_q; h++) {
+        memcpy(wide, q + h * d, d * sizeof *q);
         if (codes)
-            rvk.act_pack(out + h * row, q + h * d, d);
+            rvk.act_pack(out + h * row, wide, w);
         else
-            memcpy(out + h * row, q + h * d, row);
+            memcpy(out + h * row, wide, row);
     }
+    rv_free(wide);
     return out;
 }
 

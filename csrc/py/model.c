@@ -146,7 +146,7 @@ static void model_dealloc(PyObject *o) {
     Py_DECREF(t);
 }
 
-static const char *const KV_TYPES[] = {"auto", "f16", "f32", "q8_0", "q4_0"};
+static const char *const KV_TYPES[] = {"auto", "f16", "f32", "q8_0", "q4_0", "k8v4"};
 static const char *const POOLING[] = {"none", "mean", "cls", "last"};
 
 static PyObject *str_of(rv_str s) {
@@ -157,15 +157,18 @@ static PyObject *model_info(PyObject *o, PyObject *none) {
     (void)none;
     const rv_model_info *i = rv_model_get_info(((rv_py_model *)o)->h);
     return Py_BuildValue(
-        "{s:N,s:N,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:N,s:s,s:s,s:i,s:i,s:K,s:K,s:K,s:i}",
+        "{s:N,s:N,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:N,s:s,s:s,s:z,s:i,s:i,s:K,s:K,s:K,s:K,"
+        "s:i}",
         "arch", str_of(i->arch), "name", str_of(i->name), "n_vocab", i->n_vocab, "n_embd",
         i->n_embd, "n_layer", i->n_layer, "n_head", i->n_head, "n_head_kv", i->n_head_kv,
         "head_dim", i->head_dim, "n_ff", i->n_ff, "n_ctx", i->n_ctx, "n_swa", i->n_swa,
         "n_kv_layers", i->n_kv_layers, "causal", PyBool_FromLong(i->causal), "pooling",
-        POOLING[i->pooling], "kv_type", KV_TYPES[i->kv_type], "n_threads", i->n_threads, "n_batch",
+        POOLING[i->pooling], "kv_type", KV_TYPES[i->kv_type], "kv_store",
+        i->kv_store ? KV_TYPES[i->kv_store] : NULL, "n_threads", i->n_threads, "n_batch",
         i->n_batch, "n_params", (unsigned long long)i->n_params, "n_bytes",
         (unsigned long long)i->n_bytes, "kv_bytes_per_token",
-        (unsigned long long)i->kv_bytes_per_token, "main_type", (int)i->main_type);
+        (unsigned long long)i->kv_bytes_per_token, "kv_store_bytes_per_token",
+        (unsigned long long)i->kv_store_bytes_per_token, "main_type", (int)i->main_type);
 }
 
 static PyObject *model_tokenizer(PyObject *o, PyObject *none) {

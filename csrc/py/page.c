@@ -51,7 +51,7 @@ static int page_getbuffer(PyObject *o, Py_buffer *b, int flags) {
 static PyObject *page_about(PyObject *o, PyObject *none) {
     (void)none;
     const rv_page_view *v = &((Page *)o)->v;
-    static const char *const TYPES[] = {"auto", "f16", "f32", "q8_0", "q4_0"};
+    static const char *const TYPES[] = {"auto", "f16", "f32", "q8_0", "q4_0", "k8v4"};
     return Py_BuildValue("{s:s,s:n,s:n,s:n,s:O}", "type", TYPES[v->type], "n_heads",
                          (Py_ssize_t)v->n_heads, "head_dim", (Py_ssize_t)v->head_dim, "n_tokens",
                          (Py_ssize_t)v->n_tokens, "rotated", v->rotated ? Py_True : Py_False);

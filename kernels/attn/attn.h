@@ -19,14 +19,17 @@ void rvk_attn_f32_ref(RVK_ATTN_ARGS);
 void rvk_attn_f16_ref(RVK_ATTN_ARGS);
 void rvk_attn_q8_0_ref(RVK_ATTN_ARGS);
 void rvk_attn_q4_0_ref(RVK_ATTN_ARGS);
+void rvk_attn_k8v4_ref(RVK_ATTN_ARGS);
 void rvk_attn_f32_avx2(RVK_ATTN_ARGS);
 void rvk_attn_f16_avx2(RVK_ATTN_ARGS);
 void rvk_attn_q8_0_avx2(RVK_ATTN_ARGS);
 void rvk_attn_q4_0_avx2(RVK_ATTN_ARGS);
+void rvk_attn_k8v4_avx2(RVK_ATTN_ARGS);
 void rvk_attn_f32_avx512(RVK_ATTN_ARGS);
 void rvk_attn_f16_avx512(RVK_ATTN_ARGS);
 void rvk_attn_q8_0_vnni(RVK_ATTN_ARGS);
 void rvk_attn_q4_0_vnni(RVK_ATTN_ARGS);
+void rvk_attn_k8v4_vnni(RVK_ATTN_ARGS);
 
 void rvk_attn_rows_ref(RVK_ATTN_ROWS_ARGS);
 void rvk_attn_rows_avx2(RVK_ATTN_ROWS_ARGS);
@@ -35,19 +38,46 @@ void rvk_attn_rows_avx512(RVK_ATTN_ROWS_ARGS);
 /* Widest head the vector versions of attn_rows hold on the stack; wider ones go to the oracle. */
 enum { RVK_ATTN_MAX_D = 512 };
 
-/* Bytes of the keys of a run without their scales, and of its values. */
+/* What keys, and what values, of a cache are. */
+static inline int rvk_attn_key_type(int type) {
+    return type == RVK_K8V4 ? RVK_Q8_0 : type;
+}
+static inline int rvk_attn_value_type(int type) {
+    return type == RVK_K8V4 ? RVK_Q4_0 : type;
+}
+
+/* Bytes of d values without their scales. */
 static inline size_t rvk_attn_code_bytes(int type, size_t d) {
     switch (type) {
-    case RVK_F32: return 64 * d;
-    case RVK_F16: return 32 * d;
-    case RVK_Q8_0: return 16 * d;
-    default: return 8 * d;
+    case RVK_F32: return 4 * d;
+    case RVK_F16: return 2 * d;
+    case RVK_Q8_0: return rvk_attn_width(type, d);
+    default: return rvk_attn_width(type, d) / 2;
     }
 }
 
-/* The same of one row of values. */
+/* Of one row of values. */
 static inline size_t rvk_attn_row_bytes(int type, size_t d) {
-    return rvk_attn_code_bytes(type, d) / RVK_ATTN_RUN;
+    return rvk_attn_code_bytes(rvk_attn_value_type(type), d);
+}
+
+/* Of the scales of all keys of a run, and of those of its values. */
+static inline size_t rvk_attn_scale_bytes(int type, size_t d) {
+    return rvk_attn_is_coded(type) ? RVK_ATTN_RUN * 2 * (rvk_attn_width(type, d) / RVK_QK) : 0;
+}
+
+/* From the start of a run to its values, its scales of keys, its scales of values, and its end. */
+static inline size_t rvk_attn_off_values(int type, size_t d) {
+    return RVK_ATTN_RUN * rvk_attn_code_bytes(rvk_attn_key_type(type), d);
+}
+static inline size_t rvk_attn_off_key_scales(int type, size_t d) {
+    return rvk_attn_off_values(type, d) + RVK_ATTN_RUN * rvk_attn_row_bytes(type, d);
+}
+static inline size_t rvk_attn_off_value_scales(int type, size_t d) {
+    return rvk_attn_off_key_scales(type, d) + rvk_attn_scale_bytes(type, d);
+}
+static inline size_t rvk_attn_off_end(int type, size_t d) {
+    return rvk_attn_off_value_scales(type, d) + rvk_attn_scale_bytes(type, d);
 }
 
 #define RVK_INLINE static inline __attribute__((always_inline))

@@ -33,6 +33,7 @@ void rvk_init_attn(rvk_table *t, unsigned cpu) {
     t->attn[RVK_F16] = rvk_attn_f16_ref;
     t->attn[RVK_Q8_0] = rvk_attn_q8_0_ref;
     t->attn[RVK_Q4_0] = rvk_attn_q4_0_ref;
+    t->attn[RVK_K8V4] = rvk_attn_k8v4_ref;
     t->attn_rows = rvk_attn_rows_ref;
     t->isa_attn = "ref";
 #ifdef RVK_HAVE_avx2
@@ -41,6 +42,7 @@ void rvk_init_attn(rvk_table *t, unsigned cpu) {
     t->attn[RVK_F16] = rvk_attn_f16_avx2;
     t->attn[RVK_Q8_0] = rvk_attn_q8_0_avx2;
     t->attn[RVK_Q4_0] = rvk_attn_q4_0_avx2;
+    t->attn[RVK_K8V4] = rvk_attn_k8v4_avx2;
     t->attn_rows = rvk_attn_rows_avx2;
     t->isa_attn = "avx2";
 #endif
@@ -55,6 +57,7 @@ void rvk_init_attn(rvk_table *t, unsigned cpu) {
     if (!(cpu & RVK_VNNI)) return;
     t->attn[RVK_Q8_0] = rvk_attn_q8_0_vnni;
     t->attn[RVK_Q4_0] = rvk_attn_q4_0_vnni;
+    t->attn[RVK_K8V4] = rvk_attn_k8v4_vnni;
     t->isa_attn = "vnni";
 #endif
 }

@@ -83,20 +83,22 @@ RVK_INLINE __m256i sum32(const int type, const uint8_t *q, const uint8_t *k, int
 
 RVK_INLINE void score_codes(const int type, const int NQ, const int N, __m256 s[MAX_Q][HALVES],
                             const uint8_t *const *q, const uint8_t *const *runs, size_t d) {
-    const size_t codes = rvk_attn_code_bytes(type, d), step = type == RVK_Q8_0 ? 512 : 256;
-    for (size_t b = 0; b < d / RVK_QK; b++) {
+    const int keys = rvk_attn_key_type(type);
+    const size_t w = rvk_attn_width(type, d), step = keys == RVK_Q8_0 ? 512 : 256;
+    const size_t at = rvk_attn_off_key_scales(type, d);
+    for (size_t b = 0; b < w / RVK_QK; b++) {
         RVK_UNROLL
         for (int r = 0; r < N; r++) {
-            const uint8_t *scales = half_of(runs, r, 2 * codes + RVK_QK * b, 16);
+            const uint8_t *scales = half_of(runs, r, at + RVK_QK * b, 16);
             const __m256 scale = _mm256_cvtph_ps(load128(scales));
             RVK_UNROLL
             for (int h = 0; h < NQ; h++) {
                 int16_t sum[2];
                 float dq;
-                memcpy(sum, q[h] + rvk_act_off_bsum(d) + sizeof sum * b, sizeof sum);
-                memcpy(&dq, q[h] + rvk_act_off_d(d) + sizeof dq * b, sizeof dq);
+                memcpy(sum, q[h] + rvk_act_off_bsum(w) + sizeof sum * b, sizeof sum);
+                memcpy(&dq, q[h] + rvk_act_off_d(w) + sizeof dq * b, sizeof dq);
                 const __m256i isum =
-                    sum32(type, q[h] + RVK_QK * b, half_of(runs, r, step * b, 32), sum[0] + sum[1]);
+                    sum32(keys, q[h] + RVK_QK * b, half_of(runs, r, step * b, 32), sum[0] + sum[1]);
                 s[h][r] = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(isum), scale),
                                           _mm256_set1_ps(dq), s[h][r]);
             }
@@ -181,23 +183,25 @@ RVK_INLINE void load_values(const int type, const int NV, __m256 *v, const uint8
     }
 }
 
-/* acc = acc * keep + w . values, for dimensions i .. i + 8 NV - 1. */
-RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc,
+/* acc = acc * keep + w . values, for dimensions i .. i + 8 NV - 1; acc: of the first query's
+ * dimension i, those of the others ld floats apart. */
+RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc, size_t ld,
                       float w[MAX_Q][RVK_ATTN_BLOCK], const float *keep, const uint8_t *const *runs,
                       size_t lo, size_t hi, size_t d, size_t i, rvk_attn_ahead *ahead) {
-    const size_t row = rvk_attn_row_bytes(type, d), codes = rvk_attn_code_bytes(type, d);
+    const int values = rvk_attn_value_type(type);
+    const size_t row = rvk_attn_row_bytes(type, d), at = rvk_attn_off_values(type, d);
     __m256 a[MAX_Q][4];
     RVK_UNROLL
     for (int h = 0; h < NQ; h++) {
         RVK_UNROLL
         for (int j = 0; j < NV; j++)
-            a[h][j] = _mm256_mul_ps(_mm256_loadu_ps(acc + (size_t)h * d + i + 8 * (size_t)j),
+            a[h][j] = _mm256_mul_ps(_mm256_loadu_ps(acc + (size_t)h * ld + 8 * (size_t)j),
                                     _mm256_set1_ps(keep[h]));
     }
     for (size_t p = lo; p < hi; p++) {
         __m256 v[4];
-        rvk_attn_fetch(ahead, type == RVK_F32 || type == RVK_Q8_0 ? 2 : 1);
-        load_values(type, NV, v, row_of(runs, p, codes, row), i);
+        rvk_attn_fetch(ahead, values == RVK_F32 || values == RVK_Q8_0 ? 2 : 1);
+        load_values(values, NV, v, row_of(runs, p, at, row), i);
         RVK_UNROLL
         for (int h = 0; h < NQ; h++) {
             RVK_UNROLL
@@ -209,18 +213,18 @@ RVK_INLINE void weigh(const int type, const int NQ, const int NV, float *acc,
     for (int h = 0; h < NQ; h++) {
         RVK_UNROLL
         for (int j = 0; j < NV; j++)
-            _mm256_storeu_ps(acc + (size_t)h * d + i + 8 * (size_t)j, a[h][j]);
+            _mm256_storeu_ps(acc + (size_t)h * ld + 8 * (size_t)j, a[h][j]);
     }
 }
 
-/* The last dimensions of a row that does not end with a register. */
+/* The last dimensions of a row of floats that does not end with a register. */
 static void weigh_tail(int type, float *acc, const float *w, float keep, const uint8_t *const *runs,
                        size_t lo, size_t hi, size_t d, size_t i) {
-    const size_t row = rvk_attn_row_bytes(type, d), codes = rvk_attn_code_bytes(type, d);
+    const size_t row = rvk_attn_row_bytes(type, d), off = rvk_attn_off_values(type, d);
     for (; i < d; i++) {
         float a = acc[i] * keep;
         for (size_t p = lo; p < hi; p++) {
-            const uint8_t *at = row_of(runs, p, codes, row);
+            const uint8_t *at = row_of(runs, p, off, row);
             if (type == RVK_F32) {
                 float x;
                 memcpy(&x, at + 4 * i, 4);
@@ -243,26 +247,44 @@ static void scale_weights(float *out, const float *w, const uint8_t *const *runs
     }
 }
 
+/* The dimensions of a row of codes behind its last full block, which has zeros there. */
+RVK_INLINE void weigh_part(const int type, const int NQ, float *acc,
+                           float w[MAX_Q][RVK_ATTN_BLOCK], const float *keep,
+                           const uint8_t *const *runs, size_t lo, size_t hi, size_t d, size_t i,
+                           rvk_attn_ahead *ahead) {
+    _Alignas(32) float part[MAX_Q][RVK_QK] = {{0}};
+    const size_t bytes = (d - i) * sizeof *acc;
+    for (int h = 0; h < NQ; h++) memcpy(part[h], acc + (size_t)h * d + i, bytes);
+    weigh(type, NQ, 4, part[0], RVK_QK, w, keep, runs, lo, hi, d, i, ahead);
+    for (int h = 0; h < NQ; h++) memcpy(acc + (size_t)h * d + i, part[h], bytes);
+}
+
 /* ---- the block ---- */
 
 RVK_INLINE void queries(const int type, const int NQ, const uint8_t *const *q, size_t d,
                         const uint8_t *const *runs, const void *const *next, size_t lo, size_t hi,
                         float *st_max, float *st_sum, float *acc) {
     _Alignas(32) float w[MAX_Q][RVK_ATTN_BLOCK], ws[MAX_Q][RVK_ATTN_BLOCK];
-    const bool scaled = type == RVK_Q8_0 || type == RVK_Q4_0;
-    const size_t codes = rvk_attn_code_bytes(type, d), bytes = 2 * codes + (scaled ? 2 * d : 0);
-    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, bytes);
+    const bool scaled = rvk_attn_is_coded(type);
+    const size_t scales = rvk_attn_off_value_scales(type, d);
+    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, rvk_attn_off_end(type, d));
     float keep[MAX_Q];
     size_t r = lo / RVK_ATTN_RUN, i = 0;
     for (; (r + 1) * RVK_ATTN_RUN < hi; r += 2) score(type, NQ, 4, w, r, q, runs, d, &ahead);
     for (; r * RVK_ATTN_RUN < hi; r++) score(type, NQ, 2, w, r, q, runs, d, &ahead);
     for (int h = 0; h < NQ; h++) keep[h] = soften(w[h], lo, hi, st_max + h, st_sum + h);
     for (; i + 32 <= d; i += 32) {
-        for (int h = 0; scaled && h < NQ; h++) scale_weights(ws[h], w[h], runs, 2 * codes + d + i);
-        weigh(type, NQ, 4, acc, scaled ? ws : w, keep, runs, lo, hi, d, i, &ahead);
+        for (int h = 0; scaled && h < NQ; h++) scale_weights(ws[h], w[h], runs, scales + i);
+        weigh(type, NQ, 4, acc + i, d, scaled ? ws : w, keep, runs, lo, hi, d, i, &ahead);
     }
-    if (scaled) return;
-    for (; i + 8 <= d; i += 8) weigh(type, NQ, 1, acc, w, keep, runs, lo, hi, d, i, &ahead);
+    if (scaled) {
+        if (i == d) return;
+        for (int h = 0; h < NQ; h++) scale_weights(ws[h], w[h], runs, scales + i);
+        weigh_part(type, NQ, acc, ws, keep, runs, lo, hi, d, i, &ahead);
+        return;
+    }
+    for (; i + 8 <= d; i += 8)
+        weigh(type, NQ, 1, acc + i, d, w, keep, runs, lo, hi, d, i, &ahead);
     for (int h = 0; h < NQ; h++)
         weigh_tail(type, acc + (size_t)h * d, w[h], keep[h], runs, lo, hi, d, i);
 }
@@ -287,5 +309,6 @@ RVK_INLINE void attn(const int type, size_t row, RVK_ATTN_ARGS) {
     }
 ATTN(f32, RVK_F32, 4 * d)
 ATTN(f16, RVK_F16, 4 * d)
-ATTN(q8_0, RVK_Q8_0, rvk_act_bytes(d))
-ATTN(q4_0, RVK_Q4_0, rvk_act_bytes(d))
+ATTN(q8_0, RVK_Q8_0, rvk_act_bytes(rvk_attn_width(RVK_Q8_0, d)))
+ATTN(q4_0, RVK_Q4_0, rvk_act_bytes(rvk_attn_width(RVK_Q4_0, d)))
+ATTN(k8v4, RVK_K8V4, rvk_act_bytes(rvk_attn_width(RVK_K8V4, d)))

@@ -62,7 +62,7 @@ RVK_INLINE void rvk_attn_values(const int type, const int NV, __m512 *v, const u
             const __m512i b = _mm512_cvtepu8_epi32(
                 _mm_loadu_si128((const __m128i *)(const void *)(row + i / 2 + 8 * (size_t)j)));
             v[j] = _mm512_permutexvar_ps(b, table);
-            v[j + 1] = _mm512_permutexvar_ps(_mm512_srli_epi32(b, 4), table);
+            if (j + 1 < NV) v[j + 1] = _mm512_permutexvar_ps(_mm512_srli_epi32(b, 4), table);
         }
         return;
     }
@@ -86,10 +86,11 @@ RVK_INLINE void rvk_attn_weigh(const int type, const int NQ, const int NV, float
                                const float w[RVK_ATTN_Q][2][RVK_ATTN_BLOCK], const float *keep,
                                const uint8_t *const *runs, size_t lo, size_t hi, size_t d, size_t i,
                                rvk_attn_ahead *ahead) {
-    const size_t row = rvk_attn_row_bytes(type, d), codes = rvk_attn_code_bytes(type, d);
+    const int values = rvk_attn_value_type(type);
+    const size_t row = rvk_attn_row_bytes(type, d), at_values = rvk_attn_off_values(type, d);
     const size_t left = d - i - 16 * (size_t)(NV - 1);
     const __mmask16 tail = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-    const bool scaled = type == RVK_Q8_0 || type == RVK_Q4_0;
+    const bool scaled = rvk_attn_is_coded(type);
     __m512 a[RVK_ATTN_Q][4];
     RVK_UNROLL
     for (int h = 0; h < NQ; h++) {
@@ -102,9 +103,9 @@ RVK_INLINE void rvk_attn_weigh(const int type, const int NQ, const int NV, float
     }
     for (size_t p = lo; p < hi; p++) {
         __m512 v[4];
-        rvk_attn_fetch(ahead, type == RVK_F32 ? 4 : type == RVK_Q4_0 ? 1 : 2);
-        rvk_attn_values(type, NV, v, runs[p / RVK_ATTN_RUN] + codes + p % RVK_ATTN_RUN * row, i,
-                        tail);
+        rvk_attn_fetch(ahead, values == RVK_F32 ? 4 : values == RVK_Q4_0 ? 1 : 2);
+        rvk_attn_values(values, NV, v,
+                        runs[p / RVK_ATTN_RUN] + at_values + p % RVK_ATTN_RUN * row, i, tail);
         RVK_UNROLL
         for (int h = 0; h < NQ; h++) {
             RVK_UNROLL
@@ -139,9 +140,9 @@ RVK_INLINE void rvk_attn_queries(rvk_score_fn score, const int type, const int N
                                  const void *const *next, size_t lo, size_t hi, float *st_max,
                                  float *st_sum, float *acc) {
     _Alignas(64) float w[RVK_ATTN_Q][RVK_ATTN_BLOCK], ws[RVK_ATTN_Q][2][RVK_ATTN_BLOCK];
-    const bool scaled = type == RVK_Q8_0 || type == RVK_Q4_0;
-    const size_t codes = rvk_attn_code_bytes(type, d), bytes = 2 * codes + (scaled ? 2 * d : 0);
-    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, bytes);
+    const bool scaled = rvk_attn_is_coded(type);
+    const size_t scales = rvk_attn_off_value_scales(type, d);
+    rvk_attn_ahead ahead = rvk_attn_ahead_of(next, rvk_attn_off_end(type, d));
     float keep[RVK_ATTN_Q];
     __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS];
     if (lo < RVK_ATTN_RUN && hi > RVK_ATTN_BLOCK - RVK_ATTN_RUN) {
@@ -162,13 +163,19 @@ RVK_INLINE void rvk_attn_queries(rvk_score_fn score, const int type, const int N
     for (; i + 64 <= d; i += 64) {
         for (int h = 0; scaled && h < NQ; h++)
             for (size_t b = 0; b < 2; b++)
-                rvk_attn_scale(ws[h][b], w[h], runs, 2 * codes + d + i + 32 * b);
+                rvk_attn_scale(ws[h][b], w[h], runs, scales + i + 32 * b);
         rvk_attn_weigh(type, NQ, 4, acc, ws, keep, runs, lo, hi, d, i, &ahead);
     }
     for (; i + 32 <= d; i += 32) {
-        for (int h = 0; scaled && h < NQ; h++)
-            rvk_attn_scale(ws[h][0], w[h], runs, 2 * codes + d + i);
+        for (int h = 0; scaled && h < NQ; h++) rvk_attn_scale(ws[h][0], w[h], runs, scales + i);
         rvk_attn_weigh(type, NQ, 2, acc, ws, keep, runs, lo, hi, d, i, &ahead);
+    }
+    if (scaled && i < d) {
+        for (int h = 0; h < NQ; h++) rvk_attn_scale(ws[h][0], w[h], runs, scales + i);
+        if (d - i > 16)
+            rvk_attn_weigh(type, NQ, 2, acc, ws, keep, runs, lo, hi, d, i, &ahead);
+        else
+            rvk_attn_weigh(type, NQ, 1, acc, ws, keep, runs, lo, hi, d, i, &ahead);
     }
     for (; !scaled && i < d; i += 16)
         rvk_attn_weigh(type, NQ, 1, acc, ws, keep, runs, lo, hi, d, i, &ahead);

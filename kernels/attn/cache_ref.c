@@ -4,13 +4,9 @@
 
 #include "attn/attn.h"
 
-static bool quantised(int type) {
-    return type == RVK_Q8_0 || type == RVK_Q4_0;
-}
-
 size_t rvk_attn_run_bytes(int type, size_t d) {
-    if (quantised(type)) return d % RVK_QK ? 0 : 2 * (rvk_attn_code_bytes(type, d) + d);
-    return type == RVK_F32 || type == RVK_F16 ? 2 * rvk_attn_code_bytes(type, d) : 0;
+    const bool known = rvk_attn_is_coded(type) || type == RVK_F32 || type == RVK_F16;
+    return known ? rvk_attn_off_end(type, d) : 0;
 }
 
 /* ---- writing position p of a run ---- */
@@ -28,10 +24,15 @@ static void put_f16(uint8_t *run, size_t p, const float *k, size_t d) {
     }
 }
 
-/* Quantised 32 values; with a NaN or infinity among them a scale of NaN, so that it is not lost. */
-static void round32(int type, void *q, uint16_t *scale, const float *x) {
+/* Quantised 32 values, of which n are there and the others 0; with a NaN or infinity among them a
+ * scale of NaN, so that it is not lost. */
+static void round32(int type, void *q, uint16_t *scale, const float *x, size_t n) {
     static const float zeros[RVK_QK];
-    float sum = 0.0f;
+    float part[RVK_QK], sum = 0.0f;
+    if (n < RVK_QK) {
+        memcpy(part, zeros, sizeof part);
+        x = memcpy(part, x, n * sizeof *x);
+    }
     for (int i = 0; i < RVK_QK; i++) sum += x[i] * 0.0f;
     rvk.quant[type](q, sum == 0.0f ? x : zeros, RVK_QK);
     if (sum != 0.0f) *scale = 0x7e00;
@@ -40,9 +41,9 @@ static void round32(int type, void *q, uint16_t *scale, const float *x) {
 /* Values at their row if that is given, else keys; scales [d / 32][16]. */
 static void put_q8_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, const float *x,
                      size_t d) {
-    for (size_t b = 0; b < d / RVK_QK; b++) {
+    for (size_t b = 0; RVK_QK * b < d; b++) {
         rvk_q8_0 q;
-        round32(RVK_Q8_0, &q, &q.d, x + RVK_QK * b);
+        round32(RVK_Q8_0, &q, &q.d, x + RVK_QK * b, d - RVK_QK * b);
         memcpy(scales + 2 * (16 * b + p), &q.d, 2);
         if (row) {
             memcpy(row + RVK_QK * b, q.qs, RVK_QK);
@@ -56,9 +57,9 @@ static void put_q8_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, cons
 
 static void put_q4_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, const float *x,
                      size_t d) {
-    for (size_t b = 0; b < d / RVK_QK; b++) {
+    for (size_t b = 0; RVK_QK * b < d; b++) {
         rvk_q4_0 q;
-        round32(RVK_Q4_0, &q, &q.d, x + RVK_QK * b);
+        round32(RVK_Q4_0, &q, &q.d, x + RVK_QK * b, d - RVK_QK * b);
         memcpy(scales + 2 * (16 * b + p), &q.d, 2);
         if (row) {
             memcpy(row + 16 * b, q.qs, 16);
@@ -69,21 +70,21 @@ static void put_q4_0(uint8_t *run, uint8_t *row, uint8_t *scales, size_t p, cons
 }
 
 void rvk_attn_put(int type, void *run, size_t pos, const float *k, const float *v, size_t d) {
-    const size_t codes = rvk_attn_code_bytes(type, d);
-    uint8_t *keys = run, *row = keys + codes + pos * rvk_attn_row_bytes(type, d);
-    uint8_t *scales = keys + 2 * codes;
-    if (type == RVK_F32) {
-        put_f32(keys, pos, k, d);
-        memcpy(row, v, 4 * d);
-    } else if (type == RVK_F16) {
-        put_f16(keys, pos, k, d);
-        rvk.quant[RVK_F16](row, v, d);
-    } else if (type == RVK_Q8_0) {
-        put_q8_0(keys, NULL, scales, pos, k, d);
-        put_q8_0(NULL, row, scales + d, pos, v, d);
-    } else {
-        put_q4_0(keys, NULL, scales, pos, k, d);
-        put_q4_0(NULL, row, scales + d, pos, v, d);
+    uint8_t *keys = run;
+    uint8_t *row = keys + rvk_attn_off_values(type, d) + pos * rvk_attn_row_bytes(type, d);
+    uint8_t *key_scales = keys + rvk_attn_off_key_scales(type, d);
+    uint8_t *value_scales = keys + rvk_attn_off_value_scales(type, d);
+    switch (rvk_attn_key_type(type)) {
+    case RVK_F32: put_f32(keys, pos, k, d); break;
+    case RVK_F16: put_f16(keys, pos, k, d); break;
+    case RVK_Q8_0: put_q8_0(keys, NULL, key_scales, pos, k, d); break;
+    default: put_q4_0(keys, NULL, key_scales, pos, k, d);
+    }
+    switch (rvk_attn_value_type(type)) {
+    case RVK_F32: memcpy(row, v, 4 * d); break;
+    case RVK_F16: rvk.quant[RVK_F16](row, v, d); break;
+    case RVK_Q8_0: put_q8_0(NULL, row, value_scales, pos, v, d); break;
+    default: put_q4_0(NULL, row, value_scales, pos, v, d);
     }
 }
 
@@ -92,15 +93,11 @@ void rvk_attn_put(int type, void *run, size_t pos, const float *k, const float *
 typedef struct place {
     const uint8_t *run;
     int type;
-    size_t p, d, codes;
+    size_t p, d;
 } place;
 
-static place place_of(int type, const void *run, size_t pos, size_t d) {
-    return (place){run, type, pos, d, rvk_attn_code_bytes(type, d)};
-}
-
 static place place_in_block(int type, const void *const *runs, size_t pos, size_t d) {
-    return place_of(type, runs[pos / RVK_ATTN_RUN], pos % RVK_ATTN_RUN, d);
+    return (place){runs[pos / RVK_ATTN_RUN], type, pos % RVK_ATTN_RUN, d};
 }
 
 static float half_at(const uint8_t *p) {
@@ -118,7 +115,7 @@ static double key_code(const place *a, size_t i) {
     const uint8_t *r = a->run;
     const size_t p = a->p;
     float f;
-    switch (a->type) {
+    switch (rvk_attn_key_type(a->type)) {
     case RVK_F32: memcpy(&f, r + 4 * (16 * i + p), 4); return (double)f;
     case RVK_F16: return (double)half_at(r + 2 * (16 * i + p));
     case RVK_Q8_0: return r[64 * (i / 4) + 4 * p + i % 4] - 128;
@@ -127,9 +124,10 @@ static double key_code(const place *a, size_t i) {
 }
 
 static double value_code(const place *a, size_t i) {
-    const uint8_t *row = a->run + a->codes + a->p * rvk_attn_row_bytes(a->type, a->d);
+    const uint8_t *row = a->run + rvk_attn_off_values(a->type, a->d) +
+                         a->p * rvk_attn_row_bytes(a->type, a->d);
     float f;
-    switch (a->type) {
+    switch (rvk_attn_value_type(a->type)) {
     case RVK_F32: memcpy(&f, row + 4 * i, 4); return (double)f;
     case RVK_F16: return (double)half_at(row + 2 * i);
     case RVK_Q8_0: return (int8_t)row[i];
@@ -138,13 +136,14 @@ static double value_code(const place *a, size_t i) {
 }
 
 static double scale_at(const place *a, size_t i, bool value) {
-    if (!quantised(a->type)) return 1.0;
-    return (double)half_at(a->run + 2 * a->codes + (value ? a->d : 0) +
-                           2 * (i / RVK_QK * 16 + a->p));
+    if (!rvk_attn_is_coded(a->type)) return 1.0;
+    const size_t off = value ? rvk_attn_off_value_scales(a->type, a->d)
+                             : rvk_attn_off_key_scales(a->type, a->d);
+    return (double)half_at(a->run + off + 2 * (i / RVK_QK * 16 + a->p));
 }
 
 void rvk_attn_get(int type, const void *run, size_t pos, float *k, float *v, size_t d) {
-    const place a = place_of(type, run, pos, d);
+    const place a = {run, type, pos, d};
     for (size_t i = 0; i < d; i++) {
         k[i] = (float)(key_code(&a, i) * scale_at(&a, i, false));
         v[i] = (float)(value_code(&a, i) * scale_at(&a, i, true));
@@ -153,24 +152,25 @@ void rvk_attn_get(int type, const void *run, size_t pos, float *k, float *v, siz
 
 /* ---- attention ---- */
 
-/* Dimension i of query h. */
-static double query(int type, const void *q, size_t h, size_t i, size_t d) {
-    if (!quantised(type)) return (double)((const float *)q)[h * d + i];
-    const char *row = (const char *)q + h * rvk_act_bytes(d);
+/* Dimension i of query h, whose row has w of them. */
+static double query(int type, const void *q, size_t h, size_t i, size_t w) {
+    if (!rvk_attn_is_coded(type)) return (double)((const float *)q)[h * w + i];
+    const char *row = (const char *)q + h * rvk_act_bytes(w);
     float scale;
-    memcpy(&scale, row + rvk_act_off_d(d) + i / RVK_QK * sizeof scale, sizeof scale);
+    memcpy(&scale, row + rvk_act_off_d(w) + i / RVK_QK * sizeof scale, sizeof scale);
     return (double)scale * (int8_t)row[i];
 }
 
 static void attn_block(RVK_ATTN_ARGS, int type) {
     (void)next;
+    const size_t w = rvk_attn_width(type, d);
     for (size_t h = 0; h < n_q; h++) {
         double s[RVK_ATTN_BLOCK], top = (double)st_max[h];
         for (size_t p = lo; p < hi; p++) {
             const place a = place_in_block(type, runs, p, d);
             s[p] = 0.0;
-            for (size_t i = 0; i < d; i++)
-                s[p] += query(type, q, h, i, d) * key_code(&a, i) * scale_at(&a, i, false);
+            for (size_t i = 0; i < w; i++)
+                s[p] += query(type, q, h, i, w) * key_code(&a, i) * scale_at(&a, i, false);
             if (s[p] > top) top = s[p];
         }
         const double keep = st_max[h] == -INFINITY ? 0.0 : exp((double)st_max[h] - top);
@@ -197,3 +197,4 @@ ATTN(f32, RVK_F32)
 ATTN(f16, RVK_F16)
 ATTN(q8_0, RVK_Q8_0)
 ATTN(q4_0, RVK_Q4_0)
+ATTN(k8v4, RVK_K8V4)

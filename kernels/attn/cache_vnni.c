@@ -1,4 +1,4 @@
-/* Attention against a block of the cache with AVX-512 VNNI, keys and values in Q8_0 and Q4_0.
+/* Attention against a block of the cache with AVX-512 VNNI, keys and values in Q8_0, Q4_0 and both.
  *
  * Codes of keys are the unsigned side of vpdpbusd; what was added to make them so (minus) is taken
  * off in the integers by the sums of the query.  The scales of values go into the weights. */
@@ -45,34 +45,35 @@ RVK_INLINE void block32(const int type, const int NQ, const int R,
 RVK_INLINE void score_runs(const int type, const int NQ, const int R, const int r0,
                            __m512 s[RVK_ATTN_Q][RVK_ATTN_RUNS], const uint8_t *const *q,
                            const uint8_t *const *runs, size_t d, rvk_attn_ahead *ahead) {
-    const size_t codes = rvk_attn_code_bytes(type, d), step = type == RVK_Q8_0 ? 512 : 256;
-    const int minus = type == RVK_Q8_0 ? 128 : 8;
+    const int keys = rvk_attn_key_type(type), minus = keys == RVK_Q8_0 ? 128 : 8;
+    const size_t w = rvk_attn_width(type, d), step = keys == RVK_Q8_0 ? 512 : 256;
+    const size_t scales = rvk_attn_off_key_scales(type, d);
     RVK_UNROLL
     for (int h = 0; h < NQ; h++) {
         RVK_UNROLL
         for (int r = 0; r < R; r++) s[h][r0 + r] = _mm512_setzero_ps();
     }
     runs += r0;
-    for (size_t b = 0; b < d / RVK_QK; b++) {
+    for (size_t b = 0; b < w / RVK_QK; b++) {
         __m512i a[RVK_ATTN_Q][RVK_ATTN_RUNS];
         const uint8_t *at[RVK_ATTN_Q];
         RVK_UNROLL
         for (int h = 0; h < NQ; h++) {
             int16_t sum[2];
-            memcpy(sum, q[h] + rvk_act_off_bsum(d) + sizeof sum * b, sizeof sum);
+            memcpy(sum, q[h] + rvk_act_off_bsum(w) + sizeof sum * b, sizeof sum);
             at[h] = q[h] + RVK_QK * b;
             RVK_UNROLL
             for (int r = 0; r < R; r++) a[h][r] = _mm512_set1_epi32(-minus * (sum[0] + sum[1]));
         }
-        block32(type, NQ, R, a, at, runs, step * b, ahead);
+        block32(keys, NQ, R, a, at, runs, step * b, ahead);
         RVK_UNROLL
         for (int r = 0; r < R; r++) {
             const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(
-                (const __m256i *)(const void *)(runs[r] + 2 * codes + RVK_QK * b)));
+                (const __m256i *)(const void *)(runs[r] + scales + RVK_QK * b)));
             RVK_UNROLL
             for (int h = 0; h < NQ; h++) {
                 float dq;
-                memcpy(&dq, q[h] + rvk_act_off_d(d) + sizeof dq * b, sizeof dq);
+                memcpy(&dq, q[h] + rvk_act_off_d(w) + sizeof dq * b, sizeof dq);
                 s[h][r0 + r] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(a[h][r]), scale),
                                                _mm512_set1_ps(dq), s[h][r0 + r]);
             }
@@ -88,12 +89,11 @@ RVK_INLINE void score(const int type, const int NQ, const int R,
     for (int r = 0; r < R; r += at_once) score_runs(type, NQ, at_once, r, s, q, runs, d, ahead);
 }
 
-void rvk_attn_q8_0_vnni(RVK_ATTN_ARGS) {
-    rvk_attn_block(score, RVK_Q8_0, rvk_act_bytes(d), q, n_q, d, runs, next, lo, hi, st_max, st_sum,
-                   acc);
-}
-
-void rvk_attn_q4_0_vnni(RVK_ATTN_ARGS) {
-    rvk_attn_block(score, RVK_Q4_0, rvk_act_bytes(d), q, n_q, d, runs, next, lo, hi, st_max, st_sum,
-                   acc);
-}
+#define ATTN(name, type)                                                                           \
+    void rvk_attn_##name##_vnni(RVK_ATTN_ARGS) {                                                   \
+        rvk_attn_block(score, type, rvk_act_bytes(rvk_attn_width(type, d)), q, n_q, d, runs, next, \
+                       lo, hi, st_max, st_sum, acc);                                               \
+    }
+ATTN(q8_0, RVK_Q8_0)
+ATTN(q4_0, RVK_Q4_0)
+ATTN(k8v4, RVK_K8V4)
