@@ -97,8 +97,9 @@ def model_open(
     kv_type: 0 as precise as the weights, 1 F16, 2 F32, 3 Q8_0, 4 Q4_0.  progress: called
     with 0..1 while prefault reads the file; an exception in it ends the opening.  repack:
     0 auto, 1 never, 2 always.  kv_budget: bytes, 0: half of what is available.  kv_store: 0 none,
-    3 Q8_0, 4 Q4_0, 5 keys Q8_0 and values Q4_0.  kv_tail, kv_batch: positions, multiples of 64; 0: 256 and 64.  kv_fit:
-    0 first, 1 best, 2 round robin.  share: sequences with equal beginnings share pages.
+    3 Q8_0, 4 Q4_0, 5 keys Q8_0 and values Q4_0.  kv_tail, kv_batch: positions, multiples of 64;
+    0: 256 and 64.  kv_fit: 0 first, 1 best, 2 round robin.  share: sequences with equal beginnings
+    share pages.
     """
 
 @final

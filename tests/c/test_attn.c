@@ -6,7 +6,7 @@
 #include "test.h"
 
 static const unsigned LEVELS[] = {0, RVK_AVX2, RVK_AVX2 | RVK_AVX512, RVK_ALL};
-static const int TYPES[] = {RVK_F32, RVK_F16, RVK_Q8_0, RVK_Q4_0};
+static const int TYPES[] = {RVK_F32, RVK_F16, RVK_Q8_0, RVK_Q4_0, RVK_K8V4};
 static const size_t DIMS[] = {1, 4, 7, 28, 32, 48, 64, 80, 96, 128, 160, 256, 513};
 
 static float *noise(size_t n, uint64_t seed, float scale) {
@@ -65,6 +65,12 @@ static void place_runs(cache *c, bool apart) {
         c->runs[r] = c->at + (apart ? c->n_runs - 1 - r : r) * step;
 }
 
+/* Of a query. */
+static size_t row_bytes(int type, size_t d) {
+    const size_t w = rvk_attn_width(type, d);
+    return rvk_attn_is_coded(type) ? rvk_act_bytes(w) : w * sizeof(float);
+}
+
 static cache fill(int type, size_t d, size_t n, bool apart) {
     cache c = {.type = type, .d = d, .n = n};
     place_runs(&c, apart);
@@ -74,7 +80,7 @@ static cache fill(int type, size_t d, size_t n, bool apart) {
         rvk_attn_put(type, run, p % RVK_ATTN_RUN, c.k + p * d, c.v + p * d, d);
         rvk_attn_get(type, run, p % RVK_ATTN_RUN, c.k + p * d, c.v + p * d, d);
     }
-    c.row = type == RVK_Q8_0 || type == RVK_Q4_0 ? rvk_act_bytes(d) : d * sizeof(float);
+    c.row = row_bytes(type, d);
     return c;
 }
 
@@ -84,15 +90,21 @@ static void drop(cache *c) {
 
 /* Queries as the kernel wants them; q becomes what they stand for. */
 static char *pack(const cache *c, float *q, size_t n_q) {
+    const size_t w = rvk_attn_width(c->type, c->d);
     char *out = rv_alloc_aligned(n_q * c->row);
+    float *wide = rv_calloc(w, sizeof *wide);
     for (size_t h = 0; h < n_q; h++, q += c->d) {
         char *to = out + h * c->row;
-        memcpy(to, q, c->row == c->d * sizeof *q ? c->row : 0);
-        if (c->row == c->d * sizeof *q) continue;
-        rvk.act_pack(to, q, c->d);
-        const float *scale = (const float *)(const void *)(to + rvk_act_off_d(c->d));
+        memcpy(wide, q, c->d * sizeof *q);
+        if (!rvk_attn_is_coded(c->type)) {
+            memcpy(to, wide, c->row);
+            continue;
+        }
+        rvk.act_pack(to, wide, w);
+        const float *scale = (const float *)(const void *)(to + rvk_act_off_d(w));
         for (size_t i = 0; i < c->d; i++) q[i] = scale[i / 32] * (float)((int8_t *)to)[i];
     }
+    rv_free(wide);
     return out;
 }
 
@@ -140,8 +152,7 @@ static void cached_attention_matches_float64(void) {
         rvk_init(LEVELS[l]);
         for (size_t t = 0; t < RV_COUNT(TYPES); t++)
             for (size_t d = 0; d < RV_COUNT(DIMS); d++)
-                for (size_t n = 0; n < RV_COUNT(SPANS) && rvk_attn_run_bytes(TYPES[t], DIMS[d]);
-                     n++)
+                for (size_t n = 0; n < RV_COUNT(SPANS); n++)
                     check_cache(TYPES[t], DIMS[d], SPANS[n][0], SPANS[n][1], 1 + (n + d) % 7);
     }
     rvk_init(RVK_ALL);
@@ -152,11 +163,13 @@ static void cache_holds_what_the_types_round_to(void) {
     for (size_t t = 0; t < RV_COUNT(TYPES); t++) {
         enum { D = 96, N = RVK_ATTN_BLOCK };
         const int type = TYPES[t];
+        const int keys = type == RVK_K8V4 ? RVK_Q8_0 : type;
+        const int values = type == RVK_K8V4 ? RVK_Q4_0 : type;
         float *k = noise(N * D, 7, 3), *v = noise(N * D, 8, 3), gk[D], gv[D], want[D];
         const size_t bytes = rvk_attn_run_bytes(type, D);
         char *block = rv_alloc_aligned(N / RVK_ATTN_RUN * bytes);
         uint8_t raw[D * 4];
-        CHECK(rvk_attn_run_bytes(type, D) == 2 * RVK_ATTN_RUN * rvk_row_bytes(type, D));
+        CHECK(bytes == RVK_ATTN_RUN * (rvk_row_bytes(keys, D) + rvk_row_bytes(values, D)));
         for (size_t i = 0; i < N; i++) {
             const size_t p = i * 37 % N;
             rvk_attn_put(type, block + p / RVK_ATTN_RUN * bytes, p % RVK_ATTN_RUN, k + p * D,
@@ -164,17 +177,40 @@ static void cache_holds_what_the_types_round_to(void) {
         }
         for (size_t p = 0; p < N; p++) {
             rvk_attn_get(type, block + p / RVK_ATTN_RUN * bytes, p % RVK_ATTN_RUN, gk, gv, D);
-            rvk.quant[type](raw, k + p * D, D);
-            rvk.dequant[type](want, raw, D);
+            rvk.quant[keys](raw, k + p * D, D);
+            rvk.dequant[keys](want, raw, D);
             CHECK(memcmp(want, gk, sizeof gk) == 0);
-            rvk.quant[type](raw, v + p * D, D);
-            rvk.dequant[type](want, raw, D);
+            rvk.quant[values](raw, v + p * D, D);
+            rvk.dequant[values](want, raw, D);
             CHECK(memcmp(want, gv, sizeof gv) == 0);
         }
         rv_free(k), rv_free(v), rv_free(block);
     }
-    CHECK(rvk_attn_run_bytes(RVK_Q8_0, 48) == 0 && rvk_attn_run_bytes(RVK_Q4_K, 256) == 0);
-    CHECK(rvk_attn_run_bytes(-1, 32) == 0);
+    CHECK(rvk_attn_run_bytes(RVK_Q4_K, 256) == 0 && rvk_attn_run_bytes(-1, 32) == 0);
+}
+
+/* A head that does not fill its blocks takes the bytes of one that does and has zeros at its end,
+ * whichever of the two sizes it is stored and read with. */
+static void codes_fill_whole_blocks(void) {
+    for (size_t t = 2; t < RV_COUNT(TYPES); t++) {
+        for (size_t d = 1; d <= 160; d++) {
+            enum { W = 160 };
+            const int type = TYPES[t];
+            const size_t w = rvk_attn_width(type, d), bytes = rvk_attn_run_bytes(type, d);
+            float *k = noise(W, d, 2), *v = noise(W, d + 1, 2), gk[W], gv[W], ak[W], av[W];
+            char *run = rv_calloc(2, bytes);
+            CHECK(w % 32 == 0 && w - d < 32 && bytes == rvk_attn_run_bytes(type, w));
+            rvk_attn_put(type, run, 7, k, v, d);
+            for (size_t i = d; i < w; i++) k[i] = v[i] = 0;
+            rvk_attn_put(type, run + bytes, 7, k, v, w);
+            CHECK(memcmp(run, run + bytes, bytes) == 0);
+            rvk_attn_get(type, run, 7, gk, gv, w);
+            rvk_attn_get(type, run, 7, ak, av, d);
+            CHECK(memcmp(gk, ak, d * 4) == 0 && memcmp(gv, av, d * 4) == 0);
+            for (size_t i = d; i < w; i++) CHECK(gk[i] == 0 && gv[i] == 0);
+            rv_free(k), rv_free(v), rv_free(run);
+        }
+    }
 }
 
 /* The largest codes there are, of both signs, do not overflow any of the integer sums. */
@@ -190,7 +226,7 @@ static void extreme_codes_are_summed_exactly(void) {
                     k[i] = signs & 2 ? -1.0f : 1.0f;
                     v[i] = (float)i;
                 }
-                cache c = {.type = TYPES[t], .d = D, .row = rvk_act_bytes(D)};
+                cache c = {.type = TYPES[t], .d = D, .row = row_bytes(TYPES[t], D)};
                 char *run = rv_calloc(1, rvk_attn_run_bytes(c.type, D));
                 const void *runs[] = {run, run, run, run};
                 rvk_attn_put(c.type, run, 0, k, v, D);
@@ -307,12 +343,27 @@ static void hadamard_is_orthonormal(void) {
     for (int i = 0; i < 64; i++) CHECK(fabsf(outlier[i]) == 1.0f);
 }
 
+/* Rows of other sizes are transformed in parts of the largest power of two that divides them. */
+static void hadamard_goes_by_parts(void) {
+    static const size_t SIZES[][2] = {{3, 1}, {28, 4}, {80, 16}, {96, 32}, {160, 32}, {576, 64}};
+    for (size_t s = 0; s < RV_COUNT(SIZES); s++) {
+        const size_t d = SIZES[s][0], part = SIZES[s][1];
+        float *whole = noise(d, s, 1), *parts = noise(d, s, 1);
+        rvk_hadamard(whole, 1, d, d);
+        rvk_hadamard(parts, d / part, part, part);
+        CHECK(memcmp(whole, parts, d * sizeof *whole) == 0);
+        rv_free(whole), rv_free(parts);
+    }
+}
+
 const rv_test tests_attn[] = {
     {"cached_attention_matches_float64", cached_attention_matches_float64},
     {"cache_holds_what_the_types_round_to", cache_holds_what_the_types_round_to},
+    {"codes_fill_whole_blocks", codes_fill_whole_blocks},
     {"extreme_codes_are_summed_exactly", extreme_codes_are_summed_exactly},
     {"nan_is_not_lost", nan_is_not_lost},
     {"attention_to_rows_matches_float64", attention_to_rows_matches_float64},
     {"hadamard_is_orthonormal", hadamard_is_orthonormal},
+    {"hadamard_goes_by_parts", hadamard_goes_by_parts},
     {NULL, NULL},
 };

@@ -51,10 +51,8 @@ static void formats_are_checked(void) {
     CHECK(rv_kv_cache_new(&c, &f, &o, NULL) == RV_EARG);
     f = good, f.batch = 0;
     CHECK(rv_kv_cache_new(&c, &f, &o, NULL) == RV_EARG);
-    f = good, f.head_dim = 96;
-    CHECK(rv_kv_cache_new(&c, &f, &o, NULL) == RV_EUNSUPPORTED);
-    f = good, f.head_dim = 48, f.rotate = false;
-    CHECK(rv_kv_cache_new(&c, &f, &o, NULL) == RV_EUNSUPPORTED);
+    f = good, f.head_dim = 0;
+    CHECK(rv_kv_cache_new(&c, &f, &o, NULL) == RV_EARG);
     f = good, f.head_dim = 2048;
     CHECK(rv_kv_cache_new(&c, &f, &o, NULL) == RV_EUNSUPPORTED);
     f = good, f.heads = (const int32_t[]){1, 0};
@@ -507,6 +505,44 @@ static void failed_allocations_change_nothing(void) {
     }
 }
 
+/* Of the pages that a sequence names. */
+static size_t bytes_of_pages(const rv_km *s) {
+    size_t bytes = 0;
+    for (int old = 0; old < 2; old++)
+        for (size_t i = 0; i < RV_KM_LEN / RV_PAGE_TOKENS; i++)
+            if (rv_kv_page(s->kv, old, i)) bytes += rv_kv_cache_page_bytes(s->c, old);
+    return bytes;
+}
+
+/* What is said to be held is what the allocator gave for it, to the byte. */
+static void bytes_reported_are_bytes_held(void) {
+    static const rv_kv_type STORES[] = {RV_KV_AUTO, RV_KV_Q8_0, RV_KV_Q4_0, RV_KV_K8V4};
+    static const size_t PER_64[] = {0, 34, 18, 26}; /* bytes, where F16 has 64 */
+    for (size_t i = 0; i < 2 * RV_COUNT(STORES); i++) {
+        const bool state = i % 2;
+        const rv_kv_format f = rv_km_format(RV_KV_F16, STORES[i / 2], true, state);
+        rv_kv_cache *c = rv_km_open(&f, 400, false, RV_FIT_FIRST);
+        static rv_km s;
+        size_t live = 0;
+        CHECK(64 * rv_kv_bytes_per_token(c, true) ==
+              PER_64[i / 2] * rv_kv_bytes_per_token(c, false));
+        for (int round = 0; round < 2; round++) { /* in the first one the pool gets its tables */
+            rv_km_new(&s, c, 1);
+            for (size_t n = 5; n <= 600; n += 35) {
+                grow_to(&s, 3, n, 35);
+                const rv_pages_stats p = stats_of(c).pages;
+                if (!state) CHECK(p.used_bytes == bytes_of_pages(&s));
+                if (!round) continue;
+                CHECK(rv_live_bytes() - live == p.held_bytes - p.used_bytes + rv_kv_bytes(s.kv));
+            }
+            rv_km_free(&s);
+            CHECK(stats_of(c).pages.held_bytes == 0);
+            live = rv_live_bytes();
+        }
+        close_cache(&c);
+    }
+}
+
 /* ---- random operations ---- */
 
 typedef struct setup {
@@ -684,6 +720,7 @@ static void random_operations_keep_all_contents(void) {
         {.type = RV_KV_F32, .store = RV_KV_Q8_0, .pages = 60, .tail = 64, .batch = 192},
         {.type = RV_KV_F16, .store = RV_KV_Q8_0, .pages = 60, .tail = 128, .batch = 64},
         {.type = RV_KV_F16, .store = RV_KV_Q8_0, .rotate = true, .pages = 60, .alone = true},
+        {.type = RV_KV_F16, .store = RV_KV_K8V4, .rotate = true, .pages = 60},
         {.type = RV_KV_F32, .pages = 40, .state = true},
         {.type = RV_KV_F32, .pages = 12, .state = true, .fit = RV_FIT_ROUND_ROBIN},
         {.type = RV_KV_F32, .pages = 40, .state = true, .alone = true},
@@ -767,6 +804,7 @@ const rv_test tests_kv[] = {
     {"snapshots_take_no_room", snapshots_take_no_room},
     {"pages_that_are_spread_are_put_together", pages_that_are_spread_are_put_together},
     {"pinned_pages_stay", pinned_pages_stay},
+    {"bytes_reported_are_bytes_held", bytes_reported_are_bytes_held},
     {"failed_cache_allocations_change_nothing", failed_allocations_change_nothing},
     {"random_operations_keep_all_contents", random_operations_keep_all_contents},
     {"threads_share_a_cache", threads_share_a_cache},

@@ -2,7 +2,7 @@
  * and the same bits whatever else is in the pass, in any chunks, with any number of threads. */
 #include <math.h>
 
-#include "model/net.h"
+#include "model/attention.h"
 #include "rvk.h"
 #include "test.h"
 
@@ -10,6 +10,7 @@ typedef struct shape {
     rv_kv_type type, store;
     int32_t n_head, n_head_kv, d, n_swa;
     size_t tail, batch;
+    bool plain; /* keys of the store are not rotated */
 } shape;
 
 /* A network of one layer that is nothing but its shape, and a cache. */
@@ -40,7 +41,7 @@ static void open_world(world *w, const shape *s, int n_threads) {
                             .head_dim = (size_t)s->d,
                             .type = s->type,
                             .store = s->store,
-                            .rotate = s->store != RV_KV_AUTO && !(s->d & (s->d - 1)),
+                            .rotate = s->store != RV_KV_AUTO && !s->plain,
                             .tail = s->tail,
                             .batch = s->batch};
     const rv_kv_cache_opts o = {.budget = 64 << 20};
@@ -136,9 +137,10 @@ typedef struct soft {
     size_t n;
 } soft;
 
-static void see(soft *s, const float *q, const float *k, const float *v, size_t d) {
+/* w values of the query and the key, d of the value. */
+static void see(soft *s, const float *q, const float *k, size_t w, const float *v, size_t d) {
     double score = 0;
-    for (size_t i = 0; i < d; i++) score += (double)q[i] * k[i];
+    for (size_t i = 0; i < w; i++) score += (double)q[i] * k[i];
     const double top = fmax(s->top, score), keep = exp(s->top - top), e = exp(score - top);
     for (size_t i = 0; i < d; i++) s->acc[i] = s->acc[i] * keep + e * v[i];
     s->sum = s->sum * keep + e;
@@ -175,49 +177,78 @@ static double distance64(const double *found, const double *want, size_t d) {
     return most / size;
 }
 
-/* The scaled query of a head as the kernel for that tier reads it. */
-static void query(const world *w, const seq *s, size_t p, size_t h, bool old, float *q) {
+/* The scaled query of a head as the kernel for that tier reads it; how wide it is. */
+static size_t query(const world *w, const seq *s, size_t p, size_t h, bool old, float *q) {
     const size_t d = (size_t)w->s.d;
     const int type = rv_kv_type_of(s->kv, old);
+    const size_t wide = rvk_attn_width(type, d);
     uint8_t *packed = rv_alloc_aligned(rvk_act_bytes(128));
     for (size_t i = 0; i < d; i++) q[i] = s->q[(p * (size_t)w->s.n_head + h) * d + i] * 0.5f;
-    if (old && rv_kv_rotated(s->kv)) rvk_hadamard(q, 1, d, d);
-    if (type == RVK_Q8_0 || type == RVK_Q4_0) {
-        rvk.act_pack(packed, q, d);
-        const float *scale = (const float *)(const void *)(packed + rvk_act_off_d(d));
-        for (size_t i = 0; i < d; i++) q[i] = scale[i / 32] * (float)(int8_t)packed[i];
+    for (size_t i = d; i < wide; i++) q[i] = 0;
+    if (old && rv_kv_rotated(s->kv)) rvk_hadamard(q, 1, wide, wide);
+    if (rvk_attn_is_coded(type)) {
+        rvk.act_pack(packed, q, wide);
+        const float *scale = (const float *)(const void *)(packed + rvk_act_off_d(wide));
+        for (size_t i = 0; i < wide; i++) q[i] = scale[i / 32] * (float)(int8_t)packed[i];
     }
     rv_free(packed);
+    return wide;
 }
 
-static const double LOSS[] = {
-    [RV_KV_F16] = 3e-3, [RV_KV_F32] = 1e-5, [RV_KV_Q8_0] = 0.06, [RV_KV_Q4_0] = 0.8};
+static const double LOSS[] = {[RV_KV_F16] = 3e-3,
+                              [RV_KV_F32] = 1e-5,
+                              [RV_KV_Q8_0] = 0.06,
+                              [RV_KV_Q4_0] = 0.8,
+                              [RV_KV_K8V4] = 0.3};
 static size_t n_length_told; /* queries of two tiers that a merge by length would have got wrong */
 
-static void check_query(const world *w, const seq *s, size_t p, size_t h) {
-    const size_t d = (size_t)w->s.d, heads = (size_t)w->s.n_head_kv;
-    const size_t g = h / ((size_t)w->s.n_head / heads), swa = (size_t)w->s.n_swa;
-    const size_t m = rv_kv_boundary(s->kv, p + 1), lo = swa && p + 1 > swa ? p + 1 - swa : 0;
-    const float *out = s->out + (p * (size_t)w->s.n_head + h) * d;
-    float q[2][128], plain[128], k[128], v[128];
-    double want[128], by_length[128];
-    soft tier[2] = {{.top = -INFINITY}, {.top = -INFINITY}}, exact = {.top = -INFINITY};
-    const soft none = {.top = -INFINITY};
-    for (size_t i = 0; i < d; i++) plain[i] = s->q[(p * (size_t)w->s.n_head + h) * d + i] * 0.5f;
-    query(w, s, p, h, false, q[0]);
-    if (m) query(w, s, p, h, true, q[1]);
-    for (size_t j = lo; j <= p; j++) {
+/* What query head h of position p sees: first, and which key head. */
+static size_t first_of(const world *w, size_t p) {
+    const size_t swa = (size_t)w->s.n_swa;
+    return swa && p + 1 > swa ? p + 1 - swa : 0;
+}
+static size_t key_head(const world *w, size_t h) {
+    return h / (size_t)(w->s.n_head / w->s.n_head_kv);
+}
+
+/* What is stored of that, in each tier. */
+static void see_tiers(const world *w, const seq *s, size_t p, size_t h, soft tier[2]) {
+    const size_t d = (size_t)w->s.d, g = key_head(w, h), m = rv_kv_boundary(s->kv, p + 1);
+    float q[2][128], k[128], v[128];
+    tier[0] = tier[1] = (soft){.top = -INFINITY};
+    size_t wide[2] = {query(w, s, p, h, false, q[0]), 0};
+    if (m) wide[1] = query(w, s, p, h, true, q[1]);
+    for (size_t j = first_of(w, p); j <= p; j++) {
         const bool old = j < m;
         const void *runs[RV_KV_BLOCK / RV_PAGE_TOKENS];
         rv_kv_runs(s->kv, old, 0, g, j / RV_KV_BLOCK, runs);
         rvk_attn_get(rv_kv_type_of(s->kv, old), runs[j % RV_KV_BLOCK / RV_PAGE_TOKENS],
-                     j % RV_PAGE_TOKENS, k, v, d);
-        see(&tier[old], q[old], k, v, d);
-        see(&exact, plain, s->k + (j * heads + g) * d, s->v + (j * heads + g) * d, d);
+                     j % RV_PAGE_TOKENS, k, v, wide[old]);
+        see(&tier[old], q[old], k, wide[old], v, d);
     }
+}
+
+static void check_sums(const world *w, const seq *s, size_t p, size_t h) {
+    const size_t d = (size_t)w->s.d;
+    double want[128], by_length[128];
+    soft tier[2];
+    see_tiers(w, s, p, h, tier);
     join(&tier[1], &tier[0], d, want, by_length);
-    CHECK(distance(out, want, d) <= 1e-5);
+    CHECK(distance(s->out + (p * (size_t)w->s.n_head + h) * d, want, d) <= 1e-5);
     if (tier[0].n && tier[1].n) n_length_told += distance64(by_length, want, d) > 1e-5;
+}
+
+static void check_query(const world *w, const seq *s, size_t p, size_t h) {
+    const size_t d = (size_t)w->s.d, heads = (size_t)w->s.n_head_kv, g = key_head(w, h);
+    const float *out = s->out + (p * (size_t)w->s.n_head + h) * d;
+    float q[128];
+    double want[128], by_length[128];
+    soft exact = {.top = -INFINITY};
+    const soft none = {.top = -INFINITY};
+    check_sums(w, s, p, h);
+    for (size_t i = 0; i < d; i++) q[i] = s->q[(p * (size_t)w->s.n_head + h) * d + i] * 0.5f;
+    for (size_t j = first_of(w, p); j <= p; j++)
+        see(&exact, q, s->k + (j * heads + g) * d, d, s->v + (j * heads + g) * d, d);
     join(&exact, &none, d, want, by_length);
     CHECK(distance(out, want, d) <= fmax(LOSS[w->s.type], LOSS[w->s.store]));
 }
@@ -237,20 +268,24 @@ static void check_step(const world *w, const seq *s, size_t n) {
 }
 
 static const shape SHAPES[] = {
-    {RV_KV_F32, RV_KV_AUTO, 3, 1, 16, 0, 0, 0},       {RV_KV_F16, RV_KV_AUTO, 4, 2, 48, 0, 0, 0},
-    {RV_KV_F16, RV_KV_AUTO, 2, 1, 32, 37, 0, 0},      {RV_KV_F16, RV_KV_AUTO, 5, 1, 64, 600, 0, 0},
-    {RV_KV_Q8_0, RV_KV_AUTO, 4, 2, 32, 0, 0, 0},      {RV_KV_Q8_0, RV_KV_AUTO, 7, 1, 64, 90, 0, 0},
-    {RV_KV_Q4_0, RV_KV_AUTO, 2, 1, 96, 0, 0, 0},      {RV_KV_Q4_0, RV_KV_AUTO, 2, 2, 32, 1, 0, 0},
-    {RV_KV_Q8_0, RV_KV_AUTO, 1, 1, 128, 513, 0, 0},   {RV_KV_F16, RV_KV_Q8_0, 4, 2, 64, 0, 128, 64},
-    {RV_KV_F16, RV_KV_Q8_0, 3, 1, 32, 0, 128, 192},   {RV_KV_F32, RV_KV_Q4_0, 2, 1, 32, 0, 192, 64},
-    {RV_KV_F16, RV_KV_Q4_0, 6, 3, 96, 0, 128, 64},    /* not rotated */
-    {RV_KV_F16, RV_KV_Q8_0, 2, 1, 32, 100, 128, 128}, /* a window within the tail */
-    {RV_KV_F32, RV_KV_Q8_0, 2, 2, 64, 300, 128, 64},  /* and beyond it */
+    {RV_KV_F32, RV_KV_AUTO, 3, 1, 16, 0, 0, 0, false},       {RV_KV_F16, RV_KV_AUTO, 4, 2, 48, 0, 0, 0, false},
+    {RV_KV_F16, RV_KV_AUTO, 2, 1, 32, 37, 0, 0, false},      {RV_KV_F16, RV_KV_AUTO, 5, 1, 64, 600, 0, 0, false},
+    {RV_KV_Q8_0, RV_KV_AUTO, 4, 2, 32, 0, 0, 0, false},      {RV_KV_Q8_0, RV_KV_AUTO, 7, 1, 64, 90, 0, 0, false},
+    {RV_KV_Q4_0, RV_KV_AUTO, 2, 1, 96, 0, 0, 0, false},      {RV_KV_Q4_0, RV_KV_AUTO, 2, 2, 32, 1, 0, 0, false},
+    {RV_KV_Q8_0, RV_KV_AUTO, 1, 1, 128, 513, 0, 0, false},   {RV_KV_F16, RV_KV_Q8_0, 4, 2, 64, 0, 128, 64, false},
+    {RV_KV_F16, RV_KV_Q8_0, 3, 1, 32, 0, 128, 192, false},   {RV_KV_F32, RV_KV_Q4_0, 2, 1, 32, 0, 192, 64, false},
+    {RV_KV_F16, RV_KV_Q4_0, 6, 3, 96, 0, 128, 64, true},
+    {RV_KV_F16, RV_KV_Q8_0, 2, 1, 96, 0, 64, 64, false}, /* rotated in three parts */
+    {RV_KV_F16, RV_KV_Q8_0, 4, 2, 28, 0, 64, 64, false}, /* heads that do not fill their blocks */
+    {RV_KV_F32, RV_KV_Q4_0, 2, 1, 28, 0, 64, 64, true},
+    {RV_KV_F16, RV_KV_K8V4, 3, 1, 80, 0, 64, 64, false},
+    {RV_KV_F16, RV_KV_K8V4, 4, 2, 64, 0, 128, 64, false},
+    {RV_KV_F16, RV_KV_Q4_0, 2, 1, 44, 0, 64, 128, false},
+    {RV_KV_Q8_0, RV_KV_AUTO, 2, 1, 20, 70, 0, 0, false},
+    {RV_KV_Q4_0, RV_KV_AUTO, 5, 1, 40, 0, 0, 0, false},
+    {RV_KV_F16, RV_KV_Q8_0, 2, 1, 32, 100, 128, 128, false}, /* a window within the tail */
+    {RV_KV_F32, RV_KV_Q8_0, 2, 2, 64, 300, 128, 64, false},  /* and beyond it */
 };
-
-static bool has_type(const shape *s) {
-    return rvk_attn_run_bytes(rv_kv_kernel_type(s->type), (size_t)s->d) != 0;
-}
 
 /* A sequence of n positions in chunks of 16 by one thread. */
 static seq alone(world *w, size_t n, uint64_t seed, bool check) {
@@ -264,7 +299,6 @@ static void sequences_match_float64(void) {
     n_length_told = n_two_tiers = 0;
     for (size_t i = 0; i < RV_COUNT(SHAPES); i++) {
         world w;
-        CHECK(has_type(&SHAPES[i]));
         open_world(&w, &SHAPES[i], 1);
         seq s = alone(&w, SHAPES[i].d < 64 ? 1100 : 700, 7 * i, true);
         close_seq(&s);
@@ -278,7 +312,7 @@ static void every_level_matches_float64(void) {
     static const unsigned LEVELS[] = {0, RVK_AVX2, RVK_AVX2 | RVK_AVX512, RVK_ALL};
     for (size_t l = 0; l < RV_COUNT(LEVELS); l++) {
         rvk_init(LEVELS[l]);
-        const shape s = {RV_KV_F16, l % 2 ? RV_KV_Q8_0 : RV_KV_Q4_0, 4, 2, 32, 0, 64, 64};
+        const shape s = {RV_KV_F16, l % 2 ? RV_KV_Q8_0 : RV_KV_Q4_0, 4, 2, 32, 0, 64, 64, false};
         world w;
         open_world(&w, &s, 1);
         seq q = alone(&w, 230, 5, true);
@@ -286,6 +320,96 @@ static void every_level_matches_float64(void) {
         close_world(&w);
     }
     rvk_init(RVK_ALL);
+}
+
+/* ---- 32 k positions ---- */
+
+enum { LONG = 32768, N_KINDS = 6 };
+
+/* The score of a position: noise; all alike; rising to the tail; falling from the first block; one
+ * position of the store above all; segments far apart. */
+static float score_at(int kind, size_t p, uint64_t *seed) {
+    const float part = (float)p / LONG;
+    switch (kind) {
+    case 0: return 8 * rv_test_uniform(seed);
+    case 1: return 1;
+    case 2: return 24 * part;
+    case 3: return -24 * part;
+    case 4: return p == 777 ? 30.0f : 0.0f;
+    default: return p / 512 % 2 ? 15.0f : -15.0f;
+    }
+}
+
+/* Keys whose products with the last query, an even vector, are such scores but for some noise. */
+static void give_scores(const world *w, seq *s, int kind) {
+    const size_t d = (size_t)w->s.d;
+    uint64_t seed = 99;
+    for (size_t i = 0; i < d; i++) s->q[(s->n - 1) * d + i] = 2;
+    for (size_t p = 0; p < s->n; p++) {
+        const float each = score_at(kind, p, &seed) / (float)d;
+        for (size_t i = 0; i < d; i++) s->k[p * d + i] = each + s->k[p * d + i] * 0.01f;
+    }
+}
+
+static void check_long(const shape *sh, int kind) {
+    static const int32_t tok[RV_KV_BLOCK];
+    const size_t d = (size_t)sh->d, one = 1;
+    world w;
+    open_world(&w, sh, 2);
+    seq s = open_seq(&w, LONG, 3);
+    give_scores(&w, &s, kind);
+    while (rv_kv_len(s.kv) < LONG - 1) { /* keys and values alone: nobody asks before the last */
+        const size_t p = rv_kv_len(s.kv), n = RV_MIN(LONG - 1 - p, (size_t)RV_KV_BLOCK);
+        CHECK(rv_kv_reserve(s.kv, n, w.pool, NULL) == RV_OK);
+        rv_kv_write(s.kv, 0, 0, p, n, s.k + p * d, s.v + p * d, d);
+        rv_kv_commit(s.kv, tok, n);
+    }
+    CHECK(step(&w, &s, 1, &one, NULL) == 1 && rv_kv_boundary(s.kv, LONG) >= LONG - 256);
+    check_sums(&w, &s, LONG - 1, 0);
+    close_seq(&s);
+    close_world(&w);
+}
+
+static void long_sequences_match_float64(void) {
+    static const shape STORES[] = {{RV_KV_F16, RV_KV_Q8_0, 1, 1, 32, 0, 64, 64, false},
+                                   {RV_KV_F16, RV_KV_K8V4, 1, 1, 28, 0, 192, 64, false},
+                                   {RV_KV_F32, RV_KV_Q4_0, 1, 1, 32, 0, 128, 128, false}};
+    for (int kind = 0; kind < N_KINDS; kind++) {
+        check_long(&STORES[0], kind);
+        check_long(&STORES[1 + kind % 2], kind);
+    }
+}
+
+/* Parts of a softmax whose maxima lie apart, one after another as segments are, in float64. */
+static void parts_are_joined_by_their_sums(void) {
+    enum { D = 5, N = LONG / 512 };
+    static const float APART[] = {0, 1e-3f, 1, 20, 80, 88, 100, 300};
+    for (size_t g = 0; g < 2 * RV_COUNT(APART); g++) {
+        uint64_t seed = g;
+        float room[2][D + 2];
+        const rv_attn_state s = rv_attn_state_at(room[0], 1, D);
+        const rv_attn_state part = rv_attn_state_at(room[1], 1, D);
+        soft all = {.top = -INFINITY, .n = 1};
+        double want[D], by_length[D];
+        rv_attn_state_clear(&s);
+        for (int i = 0; i < N; i++) {
+            rv_attn_state_clear(&part);
+            if (i % 5 != 2) { /* the others saw nothing */
+                part.top[0] = rv_test_uniform(&seed) * (g % 2 ? APART[g / 2] : 0) -
+                              (float)(i % 2) * APART[g / 2];
+                part.sum[0] = 1 + 200 * (1 + rv_test_uniform(&seed));
+                for (int k = 0; k < D; k++) part.acc[k] = part.sum[0] * rv_test_uniform(&seed);
+            }
+            const double to = (double)part.top[0], top = fmax(all.top, to);
+            const double a = exp(all.top - top), b = exp(to - top);
+            for (int k = 0; k < D; k++) all.acc[k] = all.acc[k] * a + (double)part.acc[k] * b;
+            all.sum = all.sum * a + (double)part.sum[0] * b, all.top = top;
+            rv_attn_state_join(&s, &part);
+        }
+        join(&all, &(soft){.top = -INFINITY}, D, want, by_length);
+        for (int k = 0; k < D; k++) room[0][k] /= s.sum[0];
+        CHECK(distance(room[0], want, D) <= 1e-5 && s.top[0] == (float)all.top);
+    }
 }
 
 /* ---- the same bits ---- */
@@ -345,6 +469,8 @@ static void a_pass_has_the_bits_of_each_alone(void) {
 const rv_test tests_spans[] = {
     {"sequences_match_float64", sequences_match_float64},
     {"every_level_matches_float64", every_level_matches_float64},
+    {"long_sequences_match_float64", long_sequences_match_float64},
+    {"parts_are_joined_by_their_sums", parts_are_joined_by_their_sums},
     {"a_pass_has_the_bits_of_each_alone", a_pass_has_the_bits_of_each_alone},
     {NULL, NULL},
 };
