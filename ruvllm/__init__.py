@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ruvllm.engine._record import Replay, replay
     from ruvllm.engine.batching import Engine, EngineMetrics, Request
     from ruvllm.engine.convert import convert
+    from ruvllm.engine.kv_check import KVCheck, check_kv
     from ruvllm.engine.minilm import minilm_path
     from ruvllm.engine.model import KVStats, Model, ModelInfo
     from ruvllm.engine.quantize import quantize
@@ -57,6 +58,7 @@ _HOME = {
     "ruvllm.engine._record": ("Replay", "replay"),
     "ruvllm.engine.batching": ("Engine", "EngineMetrics", "Request"),
     "ruvllm.engine.convert": ("convert",),
+    "ruvllm.engine.kv_check": ("KVCheck", "check_kv"),
     "ruvllm.engine.minilm": ("minilm_path",),
     "ruvllm.engine.model": ("KVStats", "Model", "ModelInfo"),
     "ruvllm.engine.quantize": ("quantize",),
@@ -80,6 +82,7 @@ __all__ = [
     "Generation",
     "GenerationResult",
     "InternalError",
+    "KVCheck",
     "KVLayer",
     "KVPage",
     "KVStats",
@@ -99,6 +102,7 @@ __all__ = [
     "WitnessEntry",
     "WitnessLog",
     "__version__",
+    "check_kv",
     "convert",
     "minilm_path",
     "quantize",

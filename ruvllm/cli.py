@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ruvllm._cli import bench, chat, doctor, files, run, terminal, text, witness
+from ruvllm._cli import bench, chat, doctor, files, kv, run, terminal, text, witness
 from ruvllm._cli.options import ClickError
 
 
@@ -144,6 +144,7 @@ for _command in (
     files.convert,
     files.quantize,
     bench.bench,
+    kv.kv_check,
     doctor.doctor,
 ):
     app.command()(_command)

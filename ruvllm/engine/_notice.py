@@ -1,8 +1,8 @@
-"""What makes every model slow here, said once per process in the log (logger "ruvllm").
+"""What is said once per process in the log (logger "ruvllm").
 
-Owns the two notices: a CPU whose instruction sets no kernel is written for, and more threads than
-CPUs.  The idea to hold: both work and give the same results, so neither is an error, and a service
-that opens a hundred models wants one line and not a hundred.
+Owns the two notices about what makes every model slow here: a CPU whose instruction sets no kernel
+is written for, and more threads than CPUs.  The idea to hold: both work and give the same results,
+so neither is an error, and a service that opens a hundred models wants one line and not a hundred.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ def portable_cpu() -> str | None:
 def notice_speed(n_threads: int) -> None:
     """Say, once per process each, that the CPU is too old or ``n_threads`` too many."""
     if line := portable_cpu():
-        _once(line)
+        notice_once(line)
     if n_threads > n_cpus():
-        _once(f"n_threads: {n_threads} threads for {n_cpus()} CPUs: they take turns")
+        notice_once(f"n_threads: {n_threads} threads for {n_cpus()} CPUs: they take turns")
 
 
-def _once(line: str) -> None:
+def notice_once(line: str) -> None:
+    """A line in the log, unless this process has said it before."""
     if line not in _said:
         _said.add(line)
         _log.warning("%s", line)

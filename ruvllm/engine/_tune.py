@@ -11,11 +11,9 @@ size and the first 4 KiB, which hold its metadata's beginning, so no weights are
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +22,9 @@ from typing import Any, Final
 from ruvllm import _core
 from ruvllm._errors import FileError
 from ruvllm._paths import home
+from ruvllm.engine._entries import BROKEN, put_entry, read_entries
 
 _log = logging.getLogger("ruvllm")
-_VERSION: Final = 1
-_LARGEST: Final = 1 << 20  # bytes of tune.json: some thousand entries
 _HEAD: Final = 4096  # bytes of the model that are part of its key
 _MAX_THREADS: Final = 256
 _PROMPT, _REPLY = 512, 128  # tokens of the request that is to be over soonest
@@ -71,23 +68,20 @@ def tuned_threads(path: str) -> int | None:
     """
     try:
         file = tune_path()
-        with open(file, "rb") as f:
-            data = f.read(_LARGEST + 1)
-    except (OSError, RuntimeError):  # there is none, or no home folder
+    except RuntimeError:  # there is no home folder
         return None
     try:
-        key = _key(path)
-    except (OSError, ValueError):
-        return None  # the model cannot be read: opening it says so
-    try:
-        entry = _entries(data).get(key)
+        entries = read_entries(file)
+        entry = entries.get(_key(path)) if entries else None
         if entry is None:
             return None
         n = entry["n_threads"]
         if type(n) is not int or not 1 <= n <= _MAX_THREADS:
             raise ValueError(f"n_threads is {n!r:.40}, want 1 .. {_MAX_THREADS}")
         return n
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
+    except OSError:
+        return None  # the model cannot be read: opening it says so
+    except BROKEN as e:
         _log.warning("%s: ignored: %s", file, e)
         return None
 
@@ -95,24 +89,16 @@ def tuned_threads(path: str) -> int | None:
 def remember(path: str, measured: Sequence[Measured], about: Mapping[str, Any]) -> tuple[int, Path]:
     """Write what was measured for a model file; returns the chosen thread count and the file.
 
-    about: more to keep for people.  The file is replaced at once, so a reader sees the old or the
-    new one; of two writers at the same time the later one wins.  What cannot be read is replaced.
-    Raises FileError when it cannot be written.
+    about: more to keep for people.  Raises FileError when it cannot be written.
     """
     file = tune_path()
     chosen = best(measured)
+    entry = {"n_threads": chosen.n_threads, "measured": [asdict(m) for m in measured], **about}
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        entries = _kept(file)
-        entries[_key(path)] = {
-            "n_threads": chosen.n_threads,
-            "measured": [asdict(m) for m in measured],
-            **about,
-        }
-        text = json.dumps({"version": _VERSION, "entries": entries}, indent=1)
-        _replace(file, text.encode() + b"\n")
+        key = _key(path)
     except OSError as e:
-        raise FileError(f"{e.filename or file}: {e.strerror}") from e
+        raise FileError(f"{path}: {e.strerror}") from e
+    put_entry(file, key, entry)
     return chosen.n_threads, file
 
 
@@ -138,39 +124,3 @@ def _key(path: str) -> str:
     with open(path, "rb") as f:
         digest = hashlib.sha256(str(os.fstat(f.fileno()).st_size).encode() + b" " + f.read(_HEAD))
     return f"{cpu_name()}, {_core.cpu()['machine']}, {n_cpus()} CPUs|{digest.hexdigest()[:32]}"
-
-
-def _entries(data: bytes) -> dict[str, dict[str, Any]]:
-    if len(data) > _LARGEST:
-        raise ValueError(f"more than {_LARGEST} bytes")
-    found = json.loads(data)
-    version = found.get("version") if isinstance(found, dict) else None
-    if version != _VERSION:
-        raise ValueError(f"version is {version!r:.40}, want {_VERSION}")
-    entries: dict[str, dict[str, Any]] = found["entries"]
-    if not isinstance(entries, dict):
-        raise TypeError(f"entries is a {type(entries).__name__}, want an object")
-    return entries
-
-
-def _kept(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        return dict(_entries(file.read_bytes()))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError, RecursionError) as e:
-        _log.warning("%s: replaced: %s", file, e)
-        return {}
-
-
-def _replace(file: Path, data: bytes) -> None:
-    fd, name = tempfile.mkstemp(dir=file.parent, prefix=".tune-")
-    try:
-        with open(fd, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(name, file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ruvllm import _core
 from ruvllm._errors import ArgumentError, StateError, UnsupportedError
 from ruvllm.engine._generate import Generation
+from ruvllm.engine._kv_gate import gate
 from ruvllm.engine._notice import notice_speed
 from ruvllm.engine._params import SamplingParams, check_one_of, check_whole
 from ruvllm.engine._record import Record, Recorder
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("ruvllm")
 _T = TypeVar("_T")
 _KV_TYPES = {"auto": 0, "f16": 1, "f32": 2, "q8_0": 3, "q4_0": 4}
-_KV_STORES = {None: 0, "q8_0": 3, "q4_0": 4}
+_KV_STORES = {None: 0, "q8_0": 3, "q4_0": 4, "k8v4": 5}
 _KV_FITS = {"first": 0, "best": 1, "round_robin": 2}
 
 
@@ -43,9 +44,11 @@ class ModelInfo:
     """Sizes and kind of an open model.
 
     n_params, n_bytes: of all tensors.  n_ctx: tokens the model was trained for.  n_swa: sliding
-    window in tokens, 0: none.  n_kv_layers: layers that keep keys and values.  kv_bytes_per_token:
-    what a session keeps of a token.  main_type: the type most
-    weight bytes have.
+    window in tokens, 0: none.  n_kv_layers: layers that keep keys and values.  kv_type: of them.
+    kv_bytes_per_token: what a session keeps of a token.  kv_store, kv_store_bytes_per_token: what
+    old ones move to, or None, and what they take there.  main_type: the type most weight bytes
+    have.  kv_gate: what ``check_kv`` found out about the store: "passed", "failed" (and it was
+    taken anyway), "unchecked"; None: it needs no check.
     """
 
     arch: str
@@ -63,12 +66,15 @@ class ModelInfo:
     causal: bool
     pooling: str
     kv_type: str
+    kv_store: str | None
     n_threads: int
     n_batch: int
     n_params: int
     n_bytes: int
     kv_bytes_per_token: int
+    kv_store_bytes_per_token: int
     main_type: str
+    kv_gate: Literal["passed", "failed", "unchecked"] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,12 +119,15 @@ class Model:
     n_threads: 1 .. 256; None: what ``ruvllm bench --tune`` found best for this model here, else one
     per physical core.  n_ctx: most tokens of one request, 1 .. the trained context, which is the
     default; memory grows with use.  n_batch: tokens per prefill chunk, 1 .. 4096; None: 128; never
-    changes a result.  kv_type: how keys and values are kept, "f32", "f16", "q8_0", "q4_0" (the last
-    two want a head size that is a multiple of 32), or "auto": F32 for F32 weights, else F16.
+    changes a result.  kv_type: how keys and values are kept, "f32", "f16", "q8_0", "q4_0", or
+    "auto": F32 for F32 weights, else F16.
     kv_budget: bytes that keys and values of all requests may take; None: half of the memory that is
-    available.  kv_store: "q8_0" or "q4_0": positions older than the last kv_tail move to that type
-    (kv_type is then "f16" or "f32"), kv_batch at a time, both multiples of 64; None: none do.
+    available.  kv_store: "q8_0", "q4_0" or "k8v4" (keys in 8 bits, values in 4): positions older
+    than the last kv_tail move to that type (kv_type is then "f16" or "f32"), kv_batch at a time,
+    both multiples of 64; None: none do.
     kv_rotate: keys are rotated before they are stored so, which costs little and loses less.
+    kv_gate: refuse 4 bits for a model with which ``check_kv`` found them to cost too much, and say
+    in the log when it was not asked; False: neither.
     kv_fit: which free page is taken, "first", "best" or "round_robin"; never changes a result.
     share_prefix: requests that begin alike share what is computed of it; never changes a result.
     prefault: read the whole file now instead of on first use; progress is then called with 0..1.
@@ -128,8 +137,8 @@ class Model:
     witness: True records every request in the default log, a WitnessLog in that one, False nowhere.
 
     More threads than CPUs, and a CPU without AVX2, work and are said once in the log (logger
-    "ruvllm").  Raises NotFoundError, FormatError or UnsupportedError for the file, ArgumentError
-    for the rest.
+    "ruvllm").  Raises NotFoundError, FormatError or UnsupportedError for the file, UnsupportedError
+    for a kv_store that failed its check, ArgumentError for the rest.
     """
 
     def __init__(
@@ -146,12 +155,13 @@ class Model:
         chat_template: str | None = None,
         witness: bool | WitnessLog = True,
         kv_budget: int | None = None,
-        kv_store: Literal["q8_0", "q4_0"] | None = None,
+        kv_store: Literal["q8_0", "q4_0", "k8v4"] | None = None,
         kv_rotate: bool = True,
         kv_tail: int = 256,
         kv_batch: int = 64,
         kv_fit: Literal["first", "best", "round_robin"] = "first",
         share_prefix: bool = True,
+        kv_gate: bool = True,
     ) -> None:
         check_one_of("kv_type", kv_type, _KV_TYPES)
         check_one_of("kv_store", kv_store, _KV_STORES)
@@ -167,6 +177,7 @@ class Model:
                 check_whole(name, value, 1, most)
         self.path = os.fspath(path) if path is not None else bundled_model()
         threads = n_threads or tuned_threads(self.path) or 0
+        known = gate(self.path, kv_store, kv_rotate, kv_gate)
         self._core: _core.Model | None = _core.model_open(
             self.path,
             threads,
@@ -185,7 +196,8 @@ class Model:
         )
         fields = self._core.info()
         names = {number: name for name, (number, _, _) in _core.dtypes().items()}
-        self.info = ModelInfo(**{**fields, "main_type": names[fields["main_type"]]})
+        main_type = names[fields["main_type"]]
+        self.info = ModelInfo(**{**fields, "main_type": main_type, "kv_gate": known})
         notice_speed(self.info.n_threads)
         self.n_ctx = self._check_ctx(n_ctx)
         core_tokenizer = self._core.tokenizer()

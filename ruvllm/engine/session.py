@@ -47,8 +47,8 @@ class KVPage:
     the bytes of 8-bit or 4-bit codes and their scales (uint8).  The page stays as it is while the
     session goes on.
 
-    type: "f32", "f16", "q8_0" or "q4_0".  n_tokens: 1 .. 16, how many positions hold something.
-    rotated: keys are Hadamard-rotated (of the store only).
+    type: "f32", "f16", "q8_0", "q4_0" or "k8v4".  n_tokens: 1 .. 16, how many positions hold
+    something.  rotated: keys are Hadamard-rotated (of the store only).
     """
 
     type: str

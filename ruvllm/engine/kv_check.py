@@ -1,0 +1,280 @@
+"""check_kv: what a store of keys and values costs a model, on a text that the model knows.
+
+Two models are opened on one file, one with F16 keys and values and one with the store behind the
+shortest tail there is, and read the same text; the positions that count are those whose attention
+reads from the store.  What comes out is a verdict, which opening the model asks for from then on
+(_kv_gate.py).
+
+The idea to hold: perplexity tells something only where the model has something to lose.  Of the
+bundled model that are the answers to its own tasks; of another one a text from its user, or one
+that it writes itself, token by token from its own distribution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ruvllm import _core
+from ruvllm._errors import ArgumentError, UnsupportedError
+from ruvllm.engine import _kv_gate
+from ruvllm.engine._params import SamplingParams, check_one_of, check_whole
+from ruvllm.engine.model import Model, bundled_model
+from ruvllm.memory.witness import model_digest
+
+_TAIL: Final = 64
+_BATCH: Final = 64
+_FROM: Final = _TAIL + _BATCH - 1  # the first position that reads from the store
+_WINDOW: Final = 1024  # most tokens of a text that are read in one go
+_WRITTEN: Final = 2, 512  # texts a model writes, and most tokens of each
+_TASKS: Final = 24  # texts made of tasks
+_LOGITS: Final = 1 << 22  # most of them at a time
+
+_Window = tuple[list[int], NDArray[np.bool_]]
+"""Ids, and which of them perplexity counts."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KVCheck:
+    """What a store of keys and values costs a model, against F16 ones.
+
+    model, digest: its name, and "sha256:<hex>" of its file.  kv_store, kv_rotate: as of ``Model``.
+    text: "given", "tasks" (the bundled model's own) or "written, seed N" (by the model itself).
+    n_positions: whose attention reads from the store; n_scored: tokens after them that perplexity
+    counts.  kl_mean, kl_max: KL divergence from F16 over those positions, nats.  same_first: part
+    of them whose most likely token is the same, 0 .. 1.  perplexity_f16, perplexity_store: of the
+    scored tokens; perplexity_change: percent.  bytes_f16, bytes_store: of keys and values of a
+    position; ratio: bytes_store / bytes_f16.  limit: percent; passed: whether the change is within
+    it.  path: the file that remembers the verdict, or None.
+    """
+
+    model: str
+    digest: str
+    kv_store: str
+    kv_rotate: bool
+    text: str
+    n_positions: int
+    n_scored: int
+    kl_mean: float
+    kl_max: float
+    same_first: float
+    perplexity_f16: float
+    perplexity_store: float
+    perplexity_change: float
+    bytes_f16: int
+    bytes_store: int
+    ratio: float
+    limit: float
+    passed: bool
+    path: str | None
+
+
+def check_kv(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    kv_store: Literal["q8_0", "k8v4", "q4_0"] = "q4_0",
+    kv_rotate: bool = True,
+    text: str | bytes | None = None,
+    tokens: Sequence[int] | None = None,
+    seed: int = 0,
+    n_threads: int | None = None,
+    remember: bool = True,
+) -> KVCheck:
+    """Measure what a store of keys and values costs a model, and remember the verdict.
+
+    model: a GGUF file; None: the bundled one.  text or tokens: something that the model knows, in
+    its language and of its kind, 129 tokens at least, better some thousands; it is read in pieces
+    of up to 1024 tokens.  Neither: the bundled model gets its own tasks, another one writes a text.
+    seed: 0 .. 2**64 - 1, of what is drawn then.  n_threads: as of ``Model``; never changes a
+    result.  remember: keep the verdict, so that ``Model(kv_store=...)`` knows it.
+
+    Raises ArgumentError for a text that is too short or options out of range, UnsupportedError for
+    a model that does not generate or whose context ends before anything is read from a store,
+    FileError when the verdict cannot be written, and what ``Model`` raises.
+    """
+    check_one_of("kv_store", kv_store, ("q8_0", *_kv_gate.GATED))
+    check_whole("seed", seed, 0, 2**64 - 1)
+    if text is not None and tokens is not None:
+        raise ArgumentError("text: tokens are given too, want one of them")
+    options: dict[str, Any] = {
+        "n_threads": n_threads, "kv_type": "f16", "kv_tail": _TAIL, "kv_batch": _BATCH,
+        "kv_gate": False, "repack": False, "share_prefix": False, "witness": False,
+    }  # fmt: skip
+    with (
+        Model(model, **options) as plain,
+        Model(model, kv_store=kv_store, kv_rotate=kv_rotate, **options) as stored,
+    ):
+        _check_context(plain)
+        if text is not None:
+            tokens = plain.tokenize(text)
+        about, windows = _windows(plain, model, tokens, seed)
+        sums = _Sums()
+        for window in windows:
+            _compare(plain, stored, window, sums)
+        return _verdict(stored, kv_rotate, about, sums, remember)
+
+
+# ---- texts ----
+
+
+def _check_context(model: Model) -> None:
+    info = model.info
+    if not info.causal:
+        raise UnsupportedError(f"{model.path}: is an encoder, want a model that generates")
+    if info.n_ctx < _FROM + 2:
+        raise UnsupportedError(
+            f"{model.path}: has a context of {info.n_ctx} tokens, want at least {_FROM + 2}: "
+            "less is never read from a store"
+        )
+
+
+def _windows(
+    model: Model, path: str | os.PathLike[str] | None, tokens: Sequence[int] | None, seed: int
+) -> tuple[str, Iterator[_Window]]:
+    if tokens is not None:
+        return "given", iter(_given(model, tokens))
+    if path is None or os.path.samefile(path, bundled_model()):
+        return "tasks", _tasks(model, seed)
+    return f"written, seed {seed}", _written(model, seed)
+
+
+def _given(model: Model, tokens: Sequence[int]) -> list[_Window]:
+    size = min(model.n_ctx, _WINDOW)
+    ids = [int(t) for t in tokens]
+    pieces = [ids[i : i + size] for i in range(0, len(ids), size)]
+    pieces = [p for p in pieces if len(p) >= _FROM + 2]
+    if not pieces:
+        raise ArgumentError(f"text: has {len(ids)} tokens, want at least {_FROM + 2}")
+    return [(p, np.ones(len(p), np.bool_)) for p in pieces]
+
+
+def _written(model: Model, seed: int) -> Iterator[_Window]:
+    """Texts drawn from the model's own distribution."""
+    n_texts, most = _WRITTEN
+    n = min(model.n_ctx, most)
+    tokenizer = model.tokenizer
+    marks = () if tokenizer is None else (tokenizer.bos, tokenizer.eos)
+    first = next((t for t in marks if t is not None), 0)
+    for i in range(n_texts):
+        draws = SamplingParams(temperature=1.0, seed=(seed + i) % 2**64)
+        sampler = draws.sampler(model.info.n_vocab)
+        session = _core.session_new(model._open(), n)
+        ids = [first]
+        session.eval(ids, False, None)
+        while len(ids) < n:
+            ids.append(session.sample(sampler, len(ids), None)[0])
+            session.eval(ids[-1:], False, None)
+        yield ids, np.ones(n, np.bool_)
+
+
+_WORDS: Final = (
+    "amber apple basket bread candle chair cloud copper desert dragon eagle engine flower forest "
+    "garden guitar hammer helmet insect island jacket jungle kettle kitten ladder lantern lemon "
+    "market mirror needle noodle north orange oyster parrot pencil pilot quartz queen quiver "
+    "rabbit ribbon river robot saddle silver stone sugar sunset table temple tiger tunnel umbra "
+    "uncle valley violet water window yellow zebra"
+).split()
+
+
+def _prompts(rng: random.Random) -> Iterator[str]:
+    """Tasks that the bundled model does well."""
+    while True:
+        yield "copy " + " ".join(rng.choices(_WORDS, k=rng.randint(2, 14)))
+        yield "reverse " + " ".join(rng.choices(_WORDS, k=rng.randint(2, 9)))
+        yield f"tools play mail | write to {rng.choice(_WORDS)} about {rng.choice(_WORDS)}"
+        yield f"word {rng.randint(1, 4)} of " + " ".join(rng.sample(_WORDS, 4))
+
+
+def _tasks(model: Model, seed: int) -> Iterator[_Window]:
+    """The context full of tasks, each with the model's own answer; the answers count."""
+    prompts = _prompts(random.Random(seed))
+    for _ in range(_TASKS):
+        ids: list[int] = []
+        counts: list[bool] = []
+        while len(ids) < model.n_ctx:
+            prompt = model.tokenize(next(prompts) + "<ans>", special=True)
+            answer = model.generate(prompt, max_tokens=64).tokens
+            ids += [*prompt, *answer]
+            counts += [False] * len(prompt) + [True] * len(answer)
+        yield ids[: model.n_ctx], np.array(counts[: model.n_ctx])
+
+
+# ---- comparing ----
+
+
+@dataclasses.dataclass(slots=True)
+class _Sums:
+    """Per position that reads from the store, and per scored token (log probabilities)."""
+
+    kl: list[float] = dataclasses.field(default_factory=list)
+    same: int = 0
+    plain: list[float] = dataclasses.field(default_factory=list)
+    stored: list[float] = dataclasses.field(default_factory=list)
+
+
+def _log_softmax(logits: object) -> NDArray[np.float64]:
+    x = np.asarray(logits).astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    x -= np.log(np.exp(x).sum(-1, keepdims=True))
+    return x
+
+
+def _compare(plain: Model, stored: Model, window: _Window, sums: _Sums) -> None:
+    ids, counts = window
+    sessions = [_core.session_new(m._open(), len(ids)) for m in (plain, stored)]
+    for s in sessions:
+        s.eval(ids[:_FROM], False, None)
+    step = max(1, min(_BATCH, _LOGITS // plain.info.n_vocab))
+    for at in range(_FROM, len(ids), step):
+        p, q = (_log_softmax(s.eval(ids[at : at + step], True, None)) for s in sessions)
+        sums.kl += (np.exp(p) * (p - q)).sum(-1).tolist()
+        sums.same += int((p.argmax(-1) == q.argmax(-1)).sum())
+        following = np.array(ids[at + 1 : at + 1 + len(p)], np.int64)
+        rows = np.flatnonzero(counts[at + 1 : at + 1 + len(p)])
+        sums.plain += p[rows, following[rows]].tolist()
+        sums.stored += q[rows, following[rows]].tolist()
+
+
+def _verdict(stored: Model, rotate: bool, about: str, sums: _Sums, keep: bool) -> KVCheck:
+    info, n = stored.info, len(sums.kl)
+    assert info.kv_store is not None
+    if not sums.plain:
+        raise ArgumentError("text: no token after the first 128 counts, want a longer one")
+    f16, store = (math.exp(-math.fsum(x) / len(x)) for x in (sums.plain, sums.stored))
+    change = 100 * (store / f16 - 1)
+    figures: dict[str, Any] = {
+        "model": info.name,
+        "text": about,
+        "n_positions": n,
+        "n_scored": len(sums.plain),
+        "kl_mean": math.fsum(sums.kl) / n,
+        "kl_max": max(sums.kl),
+        "same_first": sums.same / n,
+        "perplexity_f16": f16,
+        "perplexity_store": store,
+        "perplexity_change": change,
+    }
+    path = None
+    if keep:
+        entry = {**figures, "date": time.strftime("%Y-%m-%d")}
+        path = str(_kv_gate.remember(stored.path, info.kv_store, rotate, entry))
+    return KVCheck(
+        **figures,
+        digest=model_digest(stored.path),
+        kv_store=info.kv_store,
+        kv_rotate=rotate,
+        bytes_f16=info.kv_bytes_per_token,
+        bytes_store=info.kv_store_bytes_per_token,
+        ratio=info.kv_store_bytes_per_token / info.kv_bytes_per_token,
+        limit=_kv_gate.LIMIT,
+        passed=change <= _kv_gate.LIMIT,
+        path=path,
+    )
