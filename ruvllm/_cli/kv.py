@@ -111,4 +111,5 @@ def _show(found: KVCheck) -> None:
     shown.add_row("same first token", "", f"{found.same_first:.2%}", "")
     terminal.show(shown)
     word = "passed" if found.passed else "failed"
-    terminal.note(f"{word}: want at most {found.limit} %; remembered in {found.path}")
+    kept = f"; remembered in {found.path}" if found.path else ""
+    terminal.note(f"{word}: want at most {found.limit} %{kept}")

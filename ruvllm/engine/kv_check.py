@@ -27,7 +27,7 @@ from ruvllm import _core
 from ruvllm._errors import ArgumentError, UnsupportedError
 from ruvllm.engine import _kv_gate
 from ruvllm.engine._params import SamplingParams, check_one_of, check_whole
-from ruvllm.engine.model import Model, bundled_model
+from ruvllm.engine.model import Model
 from ruvllm.memory.witness import model_digest
 
 _TAIL: Final = 64
@@ -35,6 +35,7 @@ _BATCH: Final = 64
 _FROM: Final = _TAIL + _BATCH - 1  # the first position that reads from the store
 _WINDOW: Final = 1024  # most tokens of a text that are read in one go
 _WRITTEN: Final = 2, 512  # texts a model writes, and most tokens of each
+_FAMILY: Final = "ruvllm-tiny-tasks"  # general.name of the bundled model and its sisters
 _TASKS: Final = 24  # texts made of tasks
 _LOGITS: Final = 1 << 22  # most of them at a time
 
@@ -47,13 +48,13 @@ class KVCheck:
     """What a store of keys and values costs a model, against F16 ones.
 
     model, digest: its name, and "sha256:<hex>" of its file.  kv_store, kv_rotate: as of ``Model``.
-    text: "given", "tasks" (the bundled model's own) or "written, seed N" (by the model itself).
+    text: "given", "tasks" (of the bundled model's family) or "written, seed N" (by the model).
     n_positions: whose attention reads from the store; n_scored: tokens after them that perplexity
     counts.  kl_mean, kl_max: KL divergence from F16 over those positions, nats.  same_first: part
     of them whose most likely token is the same, 0 .. 1.  perplexity_f16, perplexity_store: of the
     scored tokens; perplexity_change: percent.  bytes_f16, bytes_store: of keys and values of a
     position; ratio: bytes_store / bytes_f16.  limit: percent; passed: whether the change is within
-    it.  path: the file that remembers the verdict, or None.
+    it.  path: the file that remembers the verdict; None: none was asked for, or 8 bits need none.
     """
 
     model: str
@@ -115,7 +116,7 @@ def check_kv(
         _check_context(plain)
         if text is not None:
             tokens = plain.tokenize(text)
-        about, windows = _windows(plain, model, tokens, seed)
+        about, windows = _windows(plain, tokens, seed)
         sums = _Sums()
         for window in windows:
             _compare(plain, stored, window, sums)
@@ -137,11 +138,11 @@ def _check_context(model: Model) -> None:
 
 
 def _windows(
-    model: Model, path: str | os.PathLike[str] | None, tokens: Sequence[int] | None, seed: int
+    model: Model, tokens: Sequence[int] | None, seed: int
 ) -> tuple[str, Iterator[_Window]]:
     if tokens is not None:
         return "given", iter(_given(model, tokens))
-    if path is None or os.path.samefile(path, bundled_model()):
+    if model.info.name.startswith(_FAMILY):
         return "tasks", _tasks(model, seed)
     return f"written, seed {seed}", _written(model, seed)
 
@@ -263,7 +264,7 @@ def _verdict(stored: Model, rotate: bool, about: str, sums: _Sums, keep: bool) -
         "perplexity_change": change,
     }
     path = None
-    if keep:
+    if keep and info.kv_store in _kv_gate.GATED:
         entry = {**figures, "date": time.strftime("%Y-%m-%d")}
         path = str(_kv_gate.remember(stored.path, info.kv_store, rotate, entry))
     return KVCheck(

@@ -25,6 +25,7 @@ COMMANDS = [
     "convert",
     "quantize",
     "bench",
+    "kv-check",
     "doctor",
     "witness",
 ]

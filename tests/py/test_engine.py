@@ -296,7 +296,7 @@ def test_options_are_checked(model: ruvllm.Model) -> None:
             ruvllm.Engine(model, **options)  # type: ignore[arg-type]
     for options, message in (
         ({"kv_budget": 0}, "kv_budget: is 0"),
-        ({"kv_store": "f16"}, "kv_store: is 'f16', want one of None, q8_0, q4_0"),
+        ({"kv_store": "f16"}, "kv_store: is 'f16', want one of None, q8_0, q4_0, k8v4"),
         ({"kv_store": "q8_0", "kv_type": "q4_0"}, "kv_type"),
         ({"kv_fit": "worst"}, "kv_fit: is 'worst'"),
         ({"kv_tail": 63, "kv_store": "q8_0"}, "kv_tail: is 63, want a multiple of 64"),

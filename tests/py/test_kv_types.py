@@ -89,11 +89,16 @@ def test_a_truncated_session_goes_on_as_if_never_longer() -> None:
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_a_head_that_does_not_fill_blocks_is_refused(kind: str) -> None:
+def test_a_head_that_does_not_fill_blocks_takes_whole_ones(kind: str) -> None:
     path = GOLDEN / "llama-d64-f32.gguf"
-    want = f"llama.attention.key_length: is 16, want a multiple of 32 for kv_type {kind}"
-    with pytest.raises(ruvllm.UnsupportedError, match=want):
-        ruvllm.Model(path, kv_type=kind, witness=False)  # type: ignore[arg-type]
+    info = ruvllm.Model(path, kv_type=kind, witness=False).info  # type: ignore[arg-type]
+    assert info.head_dim == 16
+    assert info.kv_bytes_per_token == 2 * info.n_layer * info.n_head_kv * 32 * KINDS[kind]
+    base, found = (_logits("llama-d64-f32", k, n_threads=1) for k in ("f16", kind))
+    assert (found != base).any() and _kl(base, found) <= COST[kind]
+    for n_threads, n_batch in ((2, 128), (1, 7)):
+        again = _logits("llama-d64-f32", kind, n_threads=n_threads, n_batch=n_batch)
+        assert (again == found).all()
     with pytest.raises(ruvllm.ArgumentError, match="kv_type: is 5, want 0"):
         _core.model_open(str(path), 1, 5, 0, False, None)
 
