@@ -103,18 +103,19 @@ def test_a_head_that_does_not_fill_blocks_takes_whole_ones(kind: str) -> None:
         _core.model_open(str(path), 1, 5, 0, False, None)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_kernel_against_float64(kind: str) -> None:
-    number = _core.dtypes()[kind][0]
+@pytest.mark.parametrize("size", [64, 28, 80])
+@pytest.mark.parametrize("kind", [*KINDS, "k8v4"])
+def test_kernel_against_float64(kind: str, size: int) -> None:
+    number = 31 if kind == "k8v4" else _core.dtypes()[kind][0]
     rng = np.random.default_rng(3)
-    q, k, v = (rng.standard_normal((n, 64), np.float32) for n in (3, 50, 50))
+    q, k, v = (rng.standard_normal((n, size), np.float32) for n in (3, 50, 50))
     top, total = np.full(3, -np.inf, np.float32), np.zeros(3, np.float32)
-    acc = np.zeros((3, 64), np.float32)
+    acc = np.zeros((3, size), np.float32)
     _core.attn(number, q * np.float32(0.125), k, v, 7, 50, top, total, acc)
     s = q.astype(np.float64) @ k[7:].T.astype(np.float64) / 8
     p = np.exp(s - s.max(-1, keepdims=True))
     want = p / p.sum(-1, keepdims=True) @ v[7:]
-    limit = {"f32": 1e-6, "f16": 1e-3, "q8_0": 0.02, "q4_0": 0.3}[kind]
+    limit = {"f32": 1e-6, "f16": 1e-3, "q8_0": 0.02, "q4_0": 0.3, "k8v4": 0.3}[kind]
     assert np.abs(acc / total[:, None] - want).max() <= limit
     for lo, hi in ((-1, 3), (3, 3), (0, 65)):
         with pytest.raises(ruvllm.ArgumentError, match="attn: found type"):

@@ -19,6 +19,8 @@ assert_type(model.embed(["a", "b"]), NDArray[np.float32])
 assert_type(model.logits([1]), NDArray[np.float32])
 assert_type(model.metadata, dict[str, Any])
 assert_type(model.info.n_ctx, int)
+assert_type(model.info.kv_store, str | None)
+assert_type(ruvllm.check_kv("x.gguf", kv_store="k8v4", text="text"), ruvllm.KVCheck)
 for chunk in model.generate("text", stream=True):
     assert_type(chunk, ruvllm.Chunk)
     assert_type(chunk.text, str)
