@@ -373,9 +373,9 @@ def attn(
 ) -> None:
     """Test hook: positions lo .. hi - 1 of a block of 64 into the running softmax.
 
-    type: number of the cache's type, F32, F16, Q8_0, Q4_0, or 31: keys Q8_0, values Q4_0. q: float32
-    ``(n_q, d)``. k, v: float32 ``(hi, d)``, rounded to the type. st_max, st_sum: writable float32
-    ``(n_q,)``. acc: writable float32 ``(n_q, d)``.
+    type: number of the cache's type, F32, F16, Q8_0, Q4_0, or 31: keys Q8_0, values Q4_0. q:
+    float32 ``(n_q, d)``. k, v: float32 ``(hi, d)``, rounded to the type. st_max, st_sum: writable
+    float32 ``(n_q,)``. acc: writable float32 ``(n_q, d)``.
     """
 
 # from typing import TypedDict
