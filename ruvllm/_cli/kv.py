@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -71,16 +71,15 @@ def kv_check(
     from ruvllm import check_kv
 
     path = chosen_model(context, word, model)
-    given = None if text is None else read_text(text, "--text")
+    options: dict[str, Any] = {
+        "kv_store": store.value,
+        "kv_rotate": rotate,
+        "text": None if text is None else read_text(text, "--text"),
+        "seed": seed,
+        "n_threads": threads,
+    }
     with terminal.waiting(f"reading with {store.value}"):
-        found = check_kv(
-            path,
-            kv_store=store.value,
-            kv_rotate=rotate,
-            text=given,
-            seed=seed,
-            n_threads=threads,
-        )
+        found = check_kv(path, **options)
     if json:
         terminal.print_json(dataclasses.asdict(found))
     else:
