@@ -260,8 +260,8 @@ static inline size_t rvk_attn_width(int type, size_t d) {
 }
 /* Bytes of one run; 0: no cache of that type. */
 size_t rvk_attn_run_bytes(int type, size_t d);
-/* Store position pos < RVK_ATTN_RUN of a run: k, v [d].  The layout is the same for d and w, so keys
- * that fill w once they are rotated are stored with d = w. */
+/* Store position pos < RVK_ATTN_RUN of a run: k, v [d].  The layout is the same for d and w, so
+ * keys that fill w once they are rotated are stored with d = w. */
 void rvk_attn_put(int type, void *run, size_t pos, const float *k, const float *v, size_t d);
 /* What position pos holds, as float32; the first d of w. */
 void rvk_attn_get(int type, const void *run, size_t pos, float *k, float *v, size_t d);

@@ -37,8 +37,7 @@ static rv_status check_opts(const rv_model_opts *o, rv_err *err) {
                        o->n_threads);
     if (o->n_batch < 0 || o->n_batch > 4096)
         return rv_fail(err, RV_EARG, "n_batch: is %d, want 1 .. 4096, or 0 for 128", o->n_batch);
-    if (o->kv_type == RV_KV_K8V4 ||
-        (o->kv_type != RV_KV_AUTO && rv_kv_kernel_type(o->kv_type) < 0))
+    if (o->kv_type == RV_KV_K8V4 || (o->kv_type != RV_KV_AUTO && rv_kv_kernel_type(o->kv_type) < 0))
         return rv_fail(err, RV_EARG,
                        "kv_type: is %d, want 0 (auto), 1 (f16), 2 (f32), 3 (q8_0) or 4 (q4_0)",
                        (int)o->kv_type);

@@ -300,7 +300,7 @@ typedef struct rv_model_info {
     uint64_t n_params, n_bytes;        /* of all tensors */
     uint64_t kv_bytes_per_token;       /* of a session */
     uint64_t kv_store_bytes_per_token; /* of the positions that have moved there; 0: no store */
-    rv_dtype main_type;          /* the type most weight bytes have */
+    rv_dtype main_type;                /* the type most weight bytes have */
 } rv_model_info;
 
 /* Open a model: binds and checks every tensor the architecture needs.  Weights stay in the

@@ -248,10 +248,9 @@ static void scale_weights(float *out, const float *w, const uint8_t *const *runs
 }
 
 /* The dimensions of a row of codes behind its last full block, which has zeros there. */
-RVK_INLINE void weigh_part(const int type, const int NQ, float *acc,
-                           float w[MAX_Q][RVK_ATTN_BLOCK], const float *keep,
-                           const uint8_t *const *runs, size_t lo, size_t hi, size_t d, size_t i,
-                           rvk_attn_ahead *ahead) {
+RVK_INLINE void weigh_part(const int type, const int NQ, float *acc, float w[MAX_Q][RVK_ATTN_BLOCK],
+                           const float *keep, const uint8_t *const *runs, size_t lo, size_t hi,
+                           size_t d, size_t i, rvk_attn_ahead *ahead) {
     _Alignas(32) float part[MAX_Q][RVK_QK] = {{0}};
     const size_t bytes = (d - i) * sizeof *acc;
     for (int h = 0; h < NQ; h++) memcpy(part[h], acc + (size_t)h * d + i, bytes);
@@ -283,8 +282,7 @@ RVK_INLINE void queries(const int type, const int NQ, const uint8_t *const *q, s
         weigh_part(type, NQ, acc, ws, keep, runs, lo, hi, d, i, &ahead);
         return;
     }
-    for (; i + 8 <= d; i += 8)
-        weigh(type, NQ, 1, acc + i, d, w, keep, runs, lo, hi, d, i, &ahead);
+    for (; i + 8 <= d; i += 8) weigh(type, NQ, 1, acc + i, d, w, keep, runs, lo, hi, d, i, &ahead);
     for (int h = 0; h < NQ; h++)
         weigh_tail(type, acc + (size_t)h * d, w[h], keep[h], runs, lo, hi, d, i);
 }

@@ -104,8 +104,8 @@ RVK_INLINE void rvk_attn_weigh(const int type, const int NQ, const int NV, float
     for (size_t p = lo; p < hi; p++) {
         __m512 v[4];
         rvk_attn_fetch(ahead, values == RVK_F32 ? 4 : values == RVK_Q4_0 ? 1 : 2);
-        rvk_attn_values(values, NV, v,
-                        runs[p / RVK_ATTN_RUN] + at_values + p % RVK_ATTN_RUN * row, i, tail);
+        rvk_attn_values(values, NV, v, runs[p / RVK_ATTN_RUN] + at_values + p % RVK_ATTN_RUN * row,
+                        i, tail);
         RVK_UNROLL
         for (int h = 0; h < NQ; h++) {
             RVK_UNROLL

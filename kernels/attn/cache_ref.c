@@ -124,8 +124,8 @@ static double key_code(const place *a, size_t i) {
 }
 
 static double value_code(const place *a, size_t i) {
-    const uint8_t *row = a->run + rvk_attn_off_values(a->type, a->d) +
-                         a->p * rvk_attn_row_bytes(a->type, a->d);
+    const uint8_t *row =
+        a->run + rvk_attn_off_values(a->type, a->d) + a->p * rvk_attn_row_bytes(a->type, a->d);
     float f;
     switch (rvk_attn_value_type(a->type)) {
     case RVK_F32: memcpy(&f, row + 4 * i, 4); return (double)f;
@@ -137,8 +137,8 @@ static double value_code(const place *a, size_t i) {
 
 static double scale_at(const place *a, size_t i, bool value) {
     if (!rvk_attn_is_coded(a->type)) return 1.0;
-    const size_t off = value ? rvk_attn_off_value_scales(a->type, a->d)
-                             : rvk_attn_off_key_scales(a->type, a->d);
+    const size_t off =
+        value ? rvk_attn_off_value_scales(a->type, a->d) : rvk_attn_off_key_scales(a->type, a->d);
     return (double)half_at(a->run + off + 2 * (i / RVK_QK * 16 + a->p));
 }
 

@@ -68,8 +68,8 @@ RVK_INLINE void score_runs(const int type, const int NQ, const int R, const int 
         block32(keys, NQ, R, a, at, runs, step * b, ahead);
         RVK_UNROLL
         for (int r = 0; r < R; r++) {
-            const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(
-                (const __m256i *)(const void *)(runs[r] + scales + RVK_QK * b)));
+            const __m512 scale = _mm512_cvtph_ps(
+                _mm256_loadu_si256((const __m256i *)(const void *)(runs[r] + scales + RVK_QK * b)));
             RVK_UNROLL
             for (int h = 0; h < NQ; h++) {
                 float dq;

@@ -268,12 +268,18 @@ static void check_step(const world *w, const seq *s, size_t n) {
 }
 
 static const shape SHAPES[] = {
-    {RV_KV_F32, RV_KV_AUTO, 3, 1, 16, 0, 0, 0, false},       {RV_KV_F16, RV_KV_AUTO, 4, 2, 48, 0, 0, 0, false},
-    {RV_KV_F16, RV_KV_AUTO, 2, 1, 32, 37, 0, 0, false},      {RV_KV_F16, RV_KV_AUTO, 5, 1, 64, 600, 0, 0, false},
-    {RV_KV_Q8_0, RV_KV_AUTO, 4, 2, 32, 0, 0, 0, false},      {RV_KV_Q8_0, RV_KV_AUTO, 7, 1, 64, 90, 0, 0, false},
-    {RV_KV_Q4_0, RV_KV_AUTO, 2, 1, 96, 0, 0, 0, false},      {RV_KV_Q4_0, RV_KV_AUTO, 2, 2, 32, 1, 0, 0, false},
-    {RV_KV_Q8_0, RV_KV_AUTO, 1, 1, 128, 513, 0, 0, false},   {RV_KV_F16, RV_KV_Q8_0, 4, 2, 64, 0, 128, 64, false},
-    {RV_KV_F16, RV_KV_Q8_0, 3, 1, 32, 0, 128, 192, false},   {RV_KV_F32, RV_KV_Q4_0, 2, 1, 32, 0, 192, 64, false},
+    {RV_KV_F32, RV_KV_AUTO, 3, 1, 16, 0, 0, 0, false},
+    {RV_KV_F16, RV_KV_AUTO, 4, 2, 48, 0, 0, 0, false},
+    {RV_KV_F16, RV_KV_AUTO, 2, 1, 32, 37, 0, 0, false},
+    {RV_KV_F16, RV_KV_AUTO, 5, 1, 64, 600, 0, 0, false},
+    {RV_KV_Q8_0, RV_KV_AUTO, 4, 2, 32, 0, 0, 0, false},
+    {RV_KV_Q8_0, RV_KV_AUTO, 7, 1, 64, 90, 0, 0, false},
+    {RV_KV_Q4_0, RV_KV_AUTO, 2, 1, 96, 0, 0, 0, false},
+    {RV_KV_Q4_0, RV_KV_AUTO, 2, 2, 32, 1, 0, 0, false},
+    {RV_KV_Q8_0, RV_KV_AUTO, 1, 1, 128, 513, 0, 0, false},
+    {RV_KV_F16, RV_KV_Q8_0, 4, 2, 64, 0, 128, 64, false},
+    {RV_KV_F16, RV_KV_Q8_0, 3, 1, 32, 0, 128, 192, false},
+    {RV_KV_F32, RV_KV_Q4_0, 2, 1, 32, 0, 192, 64, false},
     {RV_KV_F16, RV_KV_Q4_0, 6, 3, 96, 0, 128, 64, true},
     {RV_KV_F16, RV_KV_Q8_0, 2, 1, 96, 0, 64, 64, false}, /* rotated in three parts */
     {RV_KV_F16, RV_KV_Q8_0, 4, 2, 28, 0, 64, 64, false}, /* heads that do not fill their blocks */
