@@ -5,9 +5,9 @@ shortest tail there is, and read the same text; the positions that count are tho
 reads from the store.  What comes out is a verdict, which opening the model asks for from then on
 (_kv_gate.py).
 
-The idea to hold: perplexity tells something only where the model has something to lose.  Of the
-bundled model that are the answers to its own tasks; of another one a text from its user, or one
-that it writes itself, token by token from its own distribution.
+The idea to hold: perplexity tells something only where the model has something to lose: on a text
+from its user, of the kind it was trained on, or on one that it writes itself, token by token from
+its own distribution; the bundled model, and its sisters, after a task of theirs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -34,13 +35,11 @@ _TAIL: Final = 64
 _BATCH: Final = 64
 _FROM: Final = _TAIL + _BATCH - 1  # the first position that reads from the store
 _WINDOW: Final = 1024  # most tokens of a text that are read in one go
-_WRITTEN: Final = 2, 512  # texts a model writes, and most tokens of each
+_WRITTEN: Final = 512  # most tokens of a text that a model writes
 _FAMILY: Final = "ruvllm-tiny-tasks"  # general.name of the bundled model and its sisters
-_TASKS: Final = 24  # texts made of tasks
+_TEXTS: Final = 2  # that a model writes
+_TASKS: Final = 24  # texts that start with one
 _LOGITS: Final = 1 << 22  # most of them at a time
-
-_Window = tuple[list[int], NDArray[np.bool_]]
-"""Ids, and which of them perplexity counts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,9 +47,8 @@ class KVCheck:
     """What a store of keys and values costs a model, against F16 ones.
 
     model, digest: its name, and "sha256:<hex>" of its file.  kv_store, kv_rotate: as of ``Model``.
-    text: "given", "tasks" (of the bundled model's family) or "written, seed N" (by the model).
-    n_positions: whose attention reads from the store; n_scored: tokens after them that perplexity
-    counts.  kl_mean, kl_max: KL divergence from F16 over those positions, nats.  same_first: part
+    text: "given", "written, seed N" by the model, or "written after tasks, seed N".  n_positions:
+    whose attention reads from the store; n_scored: tokens after them, which perplexity counts.  kl_mean, kl_max: KL divergence from F16 over those positions, nats.  same_first: part
     of them whose most likely token is the same, 0 .. 1.  perplexity_f16, perplexity_store: of the
     scored tokens; perplexity_change: percent.  bytes_f16, bytes_store: of keys and values of a
     position; ratio: bytes_store / bytes_f16.  limit: percent; passed: whether the change is within
@@ -93,7 +91,7 @@ def check_kv(
 
     model: a GGUF file; None: the bundled one.  text or tokens: something that the model knows, in
     its language and of its kind, 129 tokens at least, better some thousands; it is read in pieces
-    of up to 1024 tokens.  Neither: the bundled model gets its own tasks, another one writes a text.
+    of up to 1024 tokens.  Neither: the model writes them, the bundled one after its own tasks.
     seed: 0 .. 2**64 - 1, of what is drawn then.  n_threads: as of ``Model``; never changes a
     result.  remember: keep the verdict, so that ``Model(kv_store=...)`` knows it.
 
@@ -116,10 +114,15 @@ def check_kv(
         _check_context(plain)
         if text is not None:
             tokens = plain.tokenize(text)
-        about, windows = _windows(plain, tokens, seed)
+        texts: Iterable[list[int]]
+        if tokens is None:
+            about, starts = _starts(plain, seed)
+            texts = _written(plain, starts, seed)
+        else:
+            about, texts = "given", _given(plain, tokens)
         sums = _Sums()
-        for window in windows:
-            _compare(plain, stored, window, sums)
+        for ids in texts:
+            _compare(plain, stored, ids, sums)
         return _verdict(stored, kv_rotate, about, sums, remember)
 
 
@@ -137,52 +140,106 @@ def _check_context(model: Model) -> None:
         )
 
 
-def _windows(
-    model: Model, tokens: Sequence[int] | None, seed: int
-) -> tuple[str, Iterator[_Window]]:
-    if tokens is not None:
-        return "given", iter(_given(model, tokens))
-    if model.info.name.startswith(_FAMILY):
-        return "tasks", _tasks(model, seed)
-    return f"written, seed {seed}", _written(model, seed)
-
-
-def _given(model: Model, tokens: Sequence[int]) -> list[_Window]:
+def _given(model: Model, tokens: Sequence[int]) -> list[list[int]]:
     size = min(model.n_ctx, _WINDOW)
     ids = [int(t) for t in tokens]
     pieces = [ids[i : i + size] for i in range(0, len(ids), size)]
     pieces = [p for p in pieces if len(p) >= _FROM + 2]
     if not pieces:
         raise ArgumentError(f"text: has {len(ids)} tokens, want at least {_FROM + 2}")
-    return [(p, np.ones(len(p), np.bool_)) for p in pieces]
+    return pieces
 
 
-def _written(model: Model, seed: int) -> Iterator[_Window]:
-    """Texts drawn from the model's own distribution."""
-    n_texts, most = _WRITTEN
-    n = min(model.n_ctx, most)
+def _starts(model: Model, seed: int) -> tuple[str, list[list[int]]]:
+    """Beginnings of texts, and what to call them."""
+    if model.info.name.startswith(_FAMILY):
+        prompts = islice(_prompts(random.Random(seed)), _TASKS)
+        ids = [model.tokenize(p + "<ans>", special=True) for p in prompts]
+        return f"written after tasks, seed {seed}", ids
     tokenizer = model.tokenizer
     marks = () if tokenizer is None else (tokenizer.bos, tokenizer.eos)
     first = next((t for t in marks if t is not None), 0)
-    for i in range(n_texts):
+    return f"written, seed {seed}", [[first]] * _TEXTS
+
+
+def _written(model: Model, starts: list[list[int]], seed: int) -> Iterator[list[int]]:
+    """Texts drawn from the model's own distribution, end tokens or not."""
+    n = min(model.n_ctx, _WRITTEN)
+    for i, start in enumerate(starts):
         draws = SamplingParams(temperature=1.0, seed=(seed + i) % 2**64)
         sampler = draws.sampler(model.info.n_vocab)
         session = _core.session_new(model._open(), n)
-        ids = [first]
+        ids = list(start)
         session.eval(ids, False, None)
         while len(ids) < n:
             ids.append(session.sample(sampler, len(ids), None)[0])
             session.eval(ids[-1:], False, None)
-        yield ids, np.ones(n, np.bool_)
+        yield ids
 
 
-_WORDS: Final = (
-    "amber apple basket bread candle chair cloud copper desert dragon eagle engine flower forest "
-    "garden guitar hammer helmet insect island jacket jungle kettle kitten ladder lantern lemon "
-    "market mirror needle noodle north orange oyster parrot pencil pilot quartz queen quiver "
-    "rabbit ribbon river robot saddle silver stone sugar sunset table temple tiger tunnel umbra "
-    "uncle valley violet water window yellow zebra"
-).split()
+_WORDS: Final = [
+    "amber",
+    "apple",
+    "basket",
+    "bread",
+    "candle",
+    "chair",
+    "cloud",
+    "copper",
+    "desert",
+    "dragon",
+    "eagle",
+    "engine",
+    "flower",
+    "forest",
+    "garden",
+    "guitar",
+    "hammer",
+    "helmet",
+    "insect",
+    "island",
+    "jacket",
+    "jungle",
+    "kettle",
+    "kitten",
+    "ladder",
+    "lantern",
+    "lemon",
+    "market",
+    "mirror",
+    "needle",
+    "noodle",
+    "north",
+    "orange",
+    "oyster",
+    "parrot",
+    "pencil",
+    "pilot",
+    "quartz",
+    "queen",
+    "quiver",
+    "rabbit",
+    "ribbon",
+    "river",
+    "robot",
+    "saddle",
+    "silver",
+    "stone",
+    "sugar",
+    "sunset",
+    "table",
+    "temple",
+    "tiger",
+    "tunnel",
+    "umbra",
+    "uncle",
+    "valley",
+    "violet",
+    "water",
+    "window",
+    "yellow",
+    "zebra",
+]
 
 
 def _prompts(rng: random.Random) -> Iterator[str]:
@@ -192,20 +249,6 @@ def _prompts(rng: random.Random) -> Iterator[str]:
         yield "reverse " + " ".join(rng.choices(_WORDS, k=rng.randint(2, 9)))
         yield f"tools play mail | write to {rng.choice(_WORDS)} about {rng.choice(_WORDS)}"
         yield f"word {rng.randint(1, 4)} of " + " ".join(rng.sample(_WORDS, 4))
-
-
-def _tasks(model: Model, seed: int) -> Iterator[_Window]:
-    """The context full of tasks, each with the model's own answer; the answers count."""
-    prompts = _prompts(random.Random(seed))
-    for _ in range(_TASKS):
-        ids: list[int] = []
-        counts: list[bool] = []
-        while len(ids) < model.n_ctx:
-            prompt = model.tokenize(next(prompts) + "<ans>", special=True)
-            answer = model.generate(prompt, max_tokens=64).tokens
-            ids += [*prompt, *answer]
-            counts += [False] * len(prompt) + [True] * len(answer)
-        yield ids[: model.n_ctx], np.array(counts[: model.n_ctx])
 
 
 # ---- comparing ----
@@ -228,8 +271,7 @@ def _log_softmax(logits: object) -> NDArray[np.float64]:
     return x
 
 
-def _compare(plain: Model, stored: Model, window: _Window, sums: _Sums) -> None:
-    ids, counts = window
+def _compare(plain: Model, stored: Model, ids: list[int], sums: _Sums) -> None:
     sessions = [_core.session_new(m._open(), len(ids)) for m in (plain, stored)]
     for s in sessions:
         s.eval(ids[:_FROM], False, None)
@@ -239,16 +281,14 @@ def _compare(plain: Model, stored: Model, window: _Window, sums: _Sums) -> None:
         sums.kl += (np.exp(p) * (p - q)).sum(-1).tolist()
         sums.same += int((p.argmax(-1) == q.argmax(-1)).sum())
         following = np.array(ids[at + 1 : at + 1 + len(p)], np.int64)
-        rows = np.flatnonzero(counts[at + 1 : at + 1 + len(p)])
-        sums.plain += p[rows, following[rows]].tolist()
-        sums.stored += q[rows, following[rows]].tolist()
+        rows = np.arange(len(following))
+        sums.plain += p[rows, following].tolist()
+        sums.stored += q[rows, following].tolist()
 
 
 def _verdict(stored: Model, rotate: bool, about: str, sums: _Sums, keep: bool) -> KVCheck:
     info, n = stored.info, len(sums.kl)
     assert info.kv_store is not None
-    if not sums.plain:
-        raise ArgumentError("text: no token after the first 128 counts, want a longer one")
     f16, store = (math.exp(-math.fsum(x) / len(x)) for x in (sums.plain, sums.stored))
     change = 100 * (store / f16 - 1)
     figures: dict[str, Any] = {

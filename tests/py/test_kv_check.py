@@ -135,8 +135,9 @@ def test_rotating_saves_4_bit_keys_with_large_channels(tmp_path: Path) -> None:
 
 def test_the_bundled_model_with_its_own_tasks(home: Path) -> None:
     found = ruvllm.check_kv(kv_store="q8_0")
-    assert found.text == "tasks" and found.n_positions == 24 * 129 and found.n_scored > 1000
-    assert found.perplexity_f16 < 2 and abs(found.perplexity_change) < 0.1
+    assert found.text == "written after tasks, seed 0"
+    assert (found.n_positions, found.n_scored) == (24 * 129, 24 * 128)
+    assert found.perplexity_f16 < 10 and abs(found.perplexity_change) < 0.1
     assert 0 < found.kl_mean <= 2e-3 and found.kl_mean <= found.kl_max
     assert found.passed and found.same_first > 0.99
     assert (found.kv_store, found.kv_rotate, found.limit) == ("q8_0", True, 1.5)
@@ -148,7 +149,8 @@ def test_the_bundled_model_with_its_own_tasks(home: Path) -> None:
 @pytest.mark.parametrize("store", ["k8v4", "q4_0"])
 def test_a_verdict_is_remembered_and_asked(store: Any) -> None:
     found = ruvllm.check_kv(MODEL, kv_store=store)
-    assert found.text == "tasks" and found.path == str(_kv_gate.gate_path())
+    assert found.text.startswith("written after tasks")
+    assert found.path == str(_kv_gate.gate_path())
     assert found.passed == (found.perplexity_change <= 1.5)
     (entry,) = json.loads(_kv_gate.gate_path().read_text())["entries"].values()
     assert entry["perplexity_change"] == found.perplexity_change
