@@ -83,9 +83,7 @@ def _remembered(path: str, kv_store: str, kv_rotate: bool) -> float | None:
         return None
     try:
         entries = read_entries(file)
-        if not entries:
-            return None
-        size = os.path.getsize(path)
+        size = os.path.getsize(path) if entries else 0
         if not any(e["n_bytes"] == size for e in entries.values()):
             return None
         entry = entries.get(_key(model_digest(path), kv_store, kv_rotate))

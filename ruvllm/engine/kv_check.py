@@ -47,12 +47,14 @@ class KVCheck:
     """What a store of keys and values costs a model, against F16 ones.
 
     model, digest: its name, and "sha256:<hex>" of its file.  kv_store, kv_rotate: as of ``Model``.
-    text: "given", "written, seed N" by the model, or "written after tasks, seed N".  n_positions:
-    whose attention reads from the store; n_scored: tokens after them, which perplexity counts.  kl_mean, kl_max: KL divergence from F16 over those positions, nats.  same_first: part
-    of them whose most likely token is the same, 0 .. 1.  perplexity_f16, perplexity_store: of the
-    scored tokens; perplexity_change: percent.  bytes_f16, bytes_store: of keys and values of a
-    position; ratio: bytes_store / bytes_f16.  limit: percent; passed: whether the change is within
-    it.  path: the file that remembers the verdict; None: none was asked for, or 8 bits need none.
+    text: "given", "written, seed N" (by the model), or "written after tasks, seed N".
+    n_positions: whose attention reads from the store; n_scored: tokens after them, which
+    perplexity counts.  kl_mean, kl_max: KL divergence from F16 over those positions, nats.
+    same_first: part of them whose most likely token is the same, 0 .. 1.  perplexity_f16,
+    perplexity_store: of the scored tokens; perplexity_change: percent.  bytes_f16, bytes_store: of
+    keys and values of a position; ratio: bytes_store / bytes_f16.  limit: percent; passed: whether
+    the change is within it.  path: the file that remembers the verdict; None: none was asked for,
+    or 8 bits need none.
     """
 
     model: str
@@ -177,78 +179,23 @@ def _written(model: Model, starts: list[list[int]], seed: int) -> Iterator[list[
         yield ids
 
 
-_WORDS: Final = [
-    "amber",
-    "apple",
-    "basket",
-    "bread",
-    "candle",
-    "chair",
-    "cloud",
-    "copper",
-    "desert",
-    "dragon",
-    "eagle",
-    "engine",
-    "flower",
-    "forest",
-    "garden",
-    "guitar",
-    "hammer",
-    "helmet",
-    "insect",
-    "island",
-    "jacket",
-    "jungle",
-    "kettle",
-    "kitten",
-    "ladder",
-    "lantern",
-    "lemon",
-    "market",
-    "mirror",
-    "needle",
-    "noodle",
-    "north",
-    "orange",
-    "oyster",
-    "parrot",
-    "pencil",
-    "pilot",
-    "quartz",
-    "queen",
-    "quiver",
-    "rabbit",
-    "ribbon",
-    "river",
-    "robot",
-    "saddle",
-    "silver",
-    "stone",
-    "sugar",
-    "sunset",
-    "table",
-    "temple",
-    "tiger",
-    "tunnel",
-    "umbra",
-    "uncle",
-    "valley",
-    "violet",
-    "water",
-    "window",
-    "yellow",
-    "zebra",
-]
+_WORDS: Final = (
+    "amber apple basket bread candle chair cloud copper desert dragon eagle engine flower forest "
+    "garden guitar hammer helmet insect island jacket jungle kettle kitten ladder lantern lemon "
+    "market mirror needle noodle north orange oyster parrot pencil pilot quartz queen quiver "
+    "rabbit ribbon river robot saddle silver stone sugar sunset table temple tiger tunnel umbra "
+    "uncle valley violet water window yellow zebra"
+)
 
 
 def _prompts(rng: random.Random) -> Iterator[str]:
     """Tasks that the bundled model does well."""
+    words = _WORDS.split()
     while True:
-        yield "copy " + " ".join(rng.choices(_WORDS, k=rng.randint(2, 14)))
-        yield "reverse " + " ".join(rng.choices(_WORDS, k=rng.randint(2, 9)))
-        yield f"tools play mail | write to {rng.choice(_WORDS)} about {rng.choice(_WORDS)}"
-        yield f"word {rng.randint(1, 4)} of " + " ".join(rng.sample(_WORDS, 4))
+        yield "copy " + " ".join(rng.choices(words, k=rng.randint(2, 14)))
+        yield "reverse " + " ".join(rng.choices(words, k=rng.randint(2, 9)))
+        yield f"tools play mail | write to {rng.choice(words)} about {rng.choice(words)}"
+        yield f"word {rng.randint(1, 4)} of " + " ".join(rng.sample(words, 4))
 
 
 # ---- comparing ----
