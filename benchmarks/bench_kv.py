@@ -5,9 +5,9 @@ position, mean KL divergence from F16 keys and values in thousandths of a nat, c
 and what the gate says. Every position that counts reads from the store, whose tail is as short as
 can be. Last per trained model, all keys and values in one type and none in F16 (kv_type=).
 
-Trained models read their own tasks, so their figures say what a store costs; models with random
-weights, in the shapes of real ones, read what they wrote: their logits are noise that any change
-tips over, so they say what a store costs at worst.
+Every model reads what it wrote itself, the trained ones after tasks that they know. Models with
+random weights, in the shapes of real ones, hardly attend to anything: they say what the bytes are
+and that nothing is broken, not what a store costs.
 
     python benchmarks/bench_kv.py [--models a.gguf,b.gguf] [--quick]
 """

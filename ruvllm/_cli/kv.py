@@ -52,7 +52,7 @@ def kv_check(
         Path | None,
         option(
             "--text",
-            "A text of the kind the model knows. Default: one it writes; the bundled one's tasks.",
+            "A text of the kind the model knows. Default: one that it writes itself.",
             env=False,
             metavar="FILE",
         ),
