@@ -1,9 +1,9 @@
-"""What does exact arithmetic cost?  The same file opened with numerics="exact" and "fast", in rounds
-that take turns: decoding, a prompt of 512, 16 rows at once.
+"""What does exact arithmetic cost?  The same file opened with numerics="exact" and "fast", in
+rounds that take turns: decoding, a prompt of 512, 16 rows at once.
 
-The cost is the part of fast's speed that exact does not reach, the median of the rounds.  Where fast
-makes no difference to the weights both run the same code, and the cost says how much the machine
-wavers."""
+The cost is the part of fast's speed that exact does not reach, the median of the rounds.  Where
+fast makes no difference to the weights both run the same code, and the cost says how much the
+machine wavers."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def rate(
 ) -> float:
     """Rows per second in the median window of that many rows, over three rounds.
 
-    weights: uint8 (rows, row bytes), or of panels (rows / 16, panel bytes).  rounded: with the input
-    rounded to the type of the weights, see rvk.h.
+    weights: uint8 (rows, row bytes), or of panels (rows / 16, panel bytes).  rounded: with the
+    input rounded to the type of the weights, see rvk.h.
     """
     x = np.linspace(-1, 1, n_cols * k, dtype=np.float32)
     out = np.empty(n_cols * window, np.float32)

@@ -144,9 +144,9 @@ const char *rvk_cpu_names(unsigned cpu); /* "avx2 avx512 vnni", or "portable"; s
 
 typedef struct rvk_table {
     unsigned cpu; /* the features the table was filled for */
-    /* What serves each kernel, for people to read: "ref", "avx2", "avx512", "vnni", "bf16".  Written
+    /* What serves each kernel, for people to read: "ref", "avx2", "avx512", "vnni", "bf16". Written
      * by the family's rvk_init function; static storage. */
-    const char *isa_mul[RVK_N_TYPES]; /* NULL where there is no such type */
+    const char *isa_mul[RVK_N_TYPES];         /* NULL where there is no such type */
     const char *isa_mul_rounded[RVK_N_TYPES]; /* NULL where there is none */
     const char *isa_quant, *isa_norm, *isa_rope, *isa_act, *isa_attn;
 

@@ -208,8 +208,9 @@ rv_status rv_session_fork(rv_session **out, const rv_session *s, rv_err *err) {
 /* What keys and values depend on besides format and tokens: the digest, the kernels, whose sums
  * differ in order, and how exact they are. */
 static rv_status make_tag(const rv_model *m, rv_str digest, char **tag, rv_str *out, rv_err *err) {
-    const char *isa[] = {rvk.isa_mul[RV_F32], rvk.isa_mul[RV_Q8_0], rvk.isa_attn, rvk.isa_act,
-                         rvk.isa_norm, m->net->fast ? "fast" : "exact"};
+    const char *isa[] = {rvk.isa_mul[RV_F32], rvk.isa_mul[RV_Q8_0],
+                         rvk.isa_attn,        rvk.isa_act,
+                         rvk.isa_norm,        m->net->fast ? "fast" : "exact"};
     size_t n = 4 + digest.n;
     for (size_t i = 0; i < RV_COUNT(isa); i++) n += strlen(isa[i]) + 1;
     char *p = *tag = rv_calloc(n, 1);

@@ -266,11 +266,11 @@ typedef enum rv_repack {
     RV_REPACK_ALWAYS = 2
 } rv_repack;
 
-/* What a product of a matrix may give up to be quicker.  With both the order of a sum depends on the
- * model and the tokens alone, so a result does too: not on batches, chunks or threads.
- * EXACT: activations are float32 under float weights, 8 bits under quantised ones.
- * FAST: under BF16 weights they are rounded to BF16, where the CPU multiplies pairs of those
- * (AVX512_BF16); elsewhere, and under weights of other types, as EXACT. */
+/* What a product of a matrix may give up to be quicker.  With both the order of a sum depends on
+ * the model and the tokens alone, so a result does too: not on batches, chunks or threads.
+ *   EXACT  activations are float32 under float weights, 8 bits under quantised ones
+ *   FAST   under BF16 weights they are rounded to BF16, where the CPU multiplies pairs of those
+ *          (AVX512_BF16); elsewhere, and under weights of other types, as EXACT */
 typedef enum rv_numerics { RV_NUMERICS_EXACT = 0, RV_NUMERICS_FAST = 1 } rv_numerics;
 
 typedef struct rv_model_opts {
@@ -372,8 +372,8 @@ RV_API rv_status rv_session_start(rv_session *s, const int32_t *tok, size_t n, s
 RV_API rv_status rv_session_fork(rv_session **out, const rv_session *s, rv_err *err);
 /* Write keys, values and state into a file, whole or not at all; and take them back: as
  * rv_session_start, from the file.  The file is refused unless it was written with the same kv
- * options, the same kernels and numerics, and the same digest (any bytes that tell the model and whatever else
- * keys and values depend on).
+ * options, kernels and numerics, and the same digest (any bytes that tell the model and whatever
+ * else keys and values depend on).
  * save: RV_EARG an empty session; RV_EIO.  load: RV_ENOTFOUND; RV_EIO; RV_EFORMAT damaged;
  * RV_EUNSUPPORTED of another version, model or kind; RV_EFULL no room. */
 RV_API rv_status rv_session_save(rv_session *s, const char *path, rv_str digest, rv_err *err);

@@ -79,10 +79,8 @@ rv_status rv_run_reserve(rv_run *r, size_t n, rv_err *err) {
         ok = ok && rv_mul_u64(n, RV_MAX(width[i], (size_t)1) * 4, &bytes) &&
              (*all[i] = rv_alloc_aligned((size_t)bytes)) != NULL;
     }
-    ok = ok &&
-         (r->packed = rv_alloc_aligned(n * packed_bytes(max_in(net)))) != NULL &&
-         (!net->fast ||
-          (r->rounded = rv_alloc_aligned(n * rounded_bytes(max_in(net)))) != NULL) &&
+    ok = ok && (r->packed = rv_alloc_aligned(n * packed_bytes(max_in(net)))) != NULL &&
+         (!net->fast || (r->rounded = rv_alloc_aligned(n * rounded_bytes(max_in(net)))) != NULL) &&
          (r->at = rv_calloc(n, sizeof *r->at)) != NULL &&
          (r->tiles = rv_calloc(n, sizeof *r->tiles)) != NULL;
     if (!ok) {
@@ -139,8 +137,7 @@ static void mul_rows(const mm_loop *l, const rv_mm *j, size_t row, size_t rows) 
     else if (rvk_dtypes[m->type].act_q8)
         rvk.mul[m->type](y, j->ldy, w, m->stride, rows, l->packed, l->stride, l->n, m->n_in);
     else
-        rvk.mul[m->type](y, j->ldy, w, m->stride, rows, l->x, l->ldx * sizeof *l->x, l->n,
-                         m->n_in);
+        rvk.mul[m->type](y, j->ldy, w, m->stride, rows, l->x, l->ldx * sizeof *l->x, l->n, m->n_in);
 }
 
 static void mm_chunk(void *arg, size_t i_chunk, int i_thread) {

@@ -412,8 +412,11 @@ static PyObject *py_mul(PyObject *m, PyObject *args) {
     float *out = take_f32(&b, o_out, true, n_cols * (size_t)n_rows, "mul: out");
     if (!out) return finish(&b, false);
     Py_BEGIN_ALLOW_THREADS
-    mul(type, out, w, rounded ? ROUNDED : panels ? PANELS : ROWS, (size_t)n_rows, x, n_cols,
-        (size_t)k, &err);
+    mul(type, out, w,
+        rounded  ? ROUNDED
+        : panels ? PANELS
+                 : ROWS,
+        (size_t)n_rows, x, n_cols, (size_t)k, &err);
     Py_END_ALLOW_THREADS
     return err.code == RV_OK ? finish(&b, true) : fail(&b, &err);
 }
@@ -603,8 +606,7 @@ static PyMethodDef methods[] = {
     {"dequantize", py_dequantize, METH_VARARGS, "dequantize(type, data, k, out)"},
     {"quantize", py_quantize, METH_VARARGS, "quantize(type, x, k, out, weights=None)"},
     {"act_pack", py_act_pack, METH_O, "act_pack(x) -> bytes"},
-    {"mul", py_mul, METH_VARARGS, 
-     "mul(type, w, n_rows, x, k, out, panels=False, rounded=False)"},
+    {"mul", py_mul, METH_VARARGS, "mul(type, w, n_rows, x, k, out, panels=False, rounded=False)"},
     {"panel_bytes", py_panel_bytes, METH_VARARGS, "panel_bytes(type, n_rows, k) -> int"},
     {"panel_pack", py_panel_pack, METH_VARARGS, "panel_pack(type, w, n_rows, k, out)"},
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, g, eps, out)"},

@@ -164,10 +164,11 @@ static PyObject *model_info(PyObject *o, PyObject *none) {
         i->n_embd, "n_layer", i->n_layer, "n_head", i->n_head, "n_head_kv", i->n_head_kv,
         "head_dim", i->head_dim, "n_ff", i->n_ff, "n_ctx", i->n_ctx, "n_swa", i->n_swa,
         "n_kv_layers", i->n_kv_layers, "causal", PyBool_FromLong(i->causal), "pooling",
-        POOLING[i->pooling], "kv_type", KV_TYPES[i->kv_type], "numerics", NUMERICS[i->numerics], "n_threads", i->n_threads, "n_batch",
-        i->n_batch, "n_params", (unsigned long long)i->n_params, "n_bytes",
-        (unsigned long long)i->n_bytes, "kv_bytes_per_token",
-        (unsigned long long)i->kv_bytes_per_token, "main_type", (int)i->main_type);
+        POOLING[i->pooling], "kv_type", KV_TYPES[i->kv_type], "numerics", NUMERICS[i->numerics],
+        "n_threads", i->n_threads, "n_batch", i->n_batch, "n_params",
+        (unsigned long long)i->n_params, "n_bytes", (unsigned long long)i->n_bytes,
+        "kv_bytes_per_token", (unsigned long long)i->kv_bytes_per_token, "main_type",
+        (int)i->main_type);
 }
 
 static PyObject *model_tokenizer(PyObject *o, PyObject *none) {

@@ -75,7 +75,8 @@ RVK_INLINE void tile(const int R, const int C, float *y, size_t ldy, const opera
 }
 
 /* n rows under C columns, by fours or one by one. */
-RVK_INLINE void rows(const int C, float *y, size_t ldy, operands o, size_t n, size_t k, bool fours) {
+RVK_INLINE void rows(const int C, float *y, size_t ldy, operands o, size_t n, size_t k,
+                     bool fours) {
     size_t r = 0;
     for (; fours && r + MAX_R <= n; r += MAX_R, o.w += MAX_R * o.w_stride)
         tile(MAX_R, C, y + r, ldy, &o, k);
@@ -91,7 +92,7 @@ void rvk_mul_rounded_bf16_bf16(RVK_MUL_ARGS) {
         operands o = {(const uint8_t *)w + r * w_stride, x, w_stride, x_stride};
         size_t c = 0;
 #define COLUMNS(C)                                                                                 \
-    for (; c + (C) <= n_cols; c += (C), o.x += (C)*x_stride)                                       \
+    for (; c + (C) <= n_cols; c += (C), o.x += (C) * x_stride)                                     \
     rows(C, y + c * ldy + r, ldy, o, n, k, fours)
         COLUMNS(MAX_C);
         COLUMNS(4);

@@ -411,15 +411,17 @@ static void act_pack_same_bits_everywhere(void) {
 /* Rows of any length, with every kind of value, rounded to BF16. */
 static void bf16_rows_same_bits_everywhere(void) {
     enum { MAX = 70 };
-    static const uint32_t odd[] = {0,          0x80000000, 1,          0x8000,     0x18000,    0x7f7fffff,
-                                   0x7f7f7fff, 0x7f7f8000, 0x7f800000, 0xff800000, 0x7f800001, 0xffc12345};
+    static const uint32_t odd[] = {0,          0x80000000, 1,          0x8000,
+                                   0x18000,    0x7f7fffff, 0x7f7f7fff, 0x7f7f8000,
+                                   0x7f800000, 0xff800000, 0x7f800001, 0xffc12345};
     guarded gx = guard_new(MAX * sizeof(float)), gy = guard_new(MAX * sizeof(uint16_t));
     uint64_t rng = 11;
     for (int round = 0; round < 200; round++) {
         const size_t n = (size_t)round % (MAX + 1);
         uint8_t *x = gx.end - n * sizeof(float), *y = gy.end - n * sizeof(uint16_t);
         for (size_t i = 0; i < n; i++) {
-            const uint32_t r = (uint32_t)rv_test_rand(&rng), u = r % 3 ? r : odd[r / 3 % RV_COUNT(odd)];
+            const uint32_t r = (uint32_t)rv_test_rand(&rng),
+                           u = r % 3 ? r : odd[r / 3 % RV_COUNT(odd)];
             memcpy(x + i * sizeof u, &u, sizeof u);
         }
         for (size_t m = 0; m < RV_COUNT(MASKS); m++) {

@@ -184,7 +184,9 @@ def test_the_command_line_has_it_too(tmp_path: Path) -> None:
     assert (entries()[0].engine or {})["numerics"] == "exact"  # the weights are not BF16
     assert here("run", PROMPT, env={"RUVLLM_NUMERICS": "quick"}).code == 2
     for file, want in ((BF16, kind), (MODEL, "exact")):
-        ran = here("bench", file, "--numerics", "fast", "--pp=8", "--tg=2", "-r=1", "--json")
+        ran = here(
+            "bench", file, "--numerics", "fast", "--pp", "8", "--tg", "2", "-r", "1", "--json"
+        )
         assert json.loads(ran.out)["model"]["numerics"] == want
     model = ruvllm.Model(BF16, n_threads=1, numerics="fast")
     made = model.generate([5, 6, 7], **FREE).witness_id
