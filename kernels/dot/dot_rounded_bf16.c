@@ -51,7 +51,9 @@ RVK_INLINE __m128 sums4(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
 }
 
-RVK_INLINE void tile(const int R, const int C, float *y, size_t ldy, const operands *o, size_t k) {
+/* ahead: the weights come from memory, so those of the next tiles are asked for. */
+RVK_INLINE void tile(const int R, const int C, float *y, size_t ldy, const operands *o, size_t k,
+                     const bool ahead) {
     const size_t bytes = k * sizeof(uint16_t), whole = bytes / STEP * STEP;
     sums acc;
     RVK_UNROLL
@@ -60,7 +62,7 @@ RVK_INLINE void tile(const int R, const int C, float *y, size_t ldy, const opera
         for (int c = 0; c < C; c++) acc[r][c] = _mm512_setzero_ps();
     }
     for (size_t at = 0; at < whole; at += STEP) {
-        if (C < MAX_C) rvk_prefetch_rows(o->w, o->w_stride, (size_t)R, at, STEP);
+        if (ahead) rvk_prefetch_rows(o->w, o->w_stride, (size_t)R, at, STEP);
         step(R, C, acc, o, at, true, 0);
     }
     if (whole < bytes) step(R, C, acc, o, whole, false, ((__mmask32)1 << k % 32) - 1);
@@ -74,26 +76,29 @@ RVK_INLINE void tile(const int R, const int C, float *y, size_t ldy, const opera
     }
 }
 
-/* n rows under C columns, by fours or one by one. */
-RVK_INLINE void rows(const int C, float *y, size_t ldy, operands o, size_t n, size_t k,
+/* n rows under C columns, the first ones if first: by fours, or where there is one column row after
+ * row, as hardware's own prefetcher likes it. */
+RVK_INLINE void rows(const int C, float *y, size_t ldy, operands o, size_t n, size_t k, bool first,
                      bool fours) {
     size_t r = 0;
+    for (; fours && first && r + MAX_R <= n; r += MAX_R, o.w += MAX_R * o.w_stride)
+        tile(MAX_R, C, y + r, ldy, &o, k, true);
     for (; fours && r + MAX_R <= n; r += MAX_R, o.w += MAX_R * o.w_stride)
-        tile(MAX_R, C, y + r, ldy, &o, k);
-    for (; r < n; r++, o.w += o.w_stride) tile(1, C, y + r, ldy, &o, k);
+        tile(MAX_R, C, y + r, ldy, &o, k, false);
+    for (; r < n; r++, o.w += o.w_stride) tile(1, C, y + r, ldy, &o, k, false);
 }
 
 void rvk_mul_rounded_bf16_bf16(RVK_MUL_ARGS) {
     const size_t fit = W_BYTES / (k * sizeof(uint16_t) + 1) / MAX_R * MAX_R;
     const size_t band = fit ? fit : MAX_R;
-    const bool fours = n_cols > 1; /* one column: row after row, as the prefetcher likes it */
+    const bool fours = n_cols > 1;
     for (size_t r = 0; r < n_rows; r += band) {
         const size_t n = n_rows - r < band ? n_rows - r : band;
         operands o = {(const uint8_t *)w + r * w_stride, x, w_stride, x_stride};
         size_t c = 0;
 #define COLUMNS(C)                                                                                 \
     for (; c + (C) <= n_cols; c += (C), o.x += (C) * x_stride)                                     \
-    rows(C, y + c * ldy + r, ldy, o, n, k, fours)
+    rows(C, y + c * ldy + r, ldy, o, n, k, c == 0, fours)
         COLUMNS(MAX_C);
         COLUMNS(4);
         COLUMNS(2);
