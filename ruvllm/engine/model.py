@@ -128,8 +128,9 @@ class Model:
     repack: hold quantised weights a second time in the order the kernels read, which makes
     decoding faster and changes no result; None: where that leaves half of the memory free.
     numerics: "fast" rounds activations to BF16 under BF16 weights on CPUs that multiply pairs of
-    those, which nearly doubles the speed of prompts and batches; results still depend on the
-    tokens alone.  Elsewhere it is the same as "exact", which ``info.numerics`` then says.
+    those, which nearly doubles the speed of prompts and batches (decoding one by one gains
+    nothing); results still depend on the tokens alone.  Elsewhere it is the same as "exact",
+    which ``info.numerics`` then says.
     chat_template: Jinja source to use instead of the file's.
     witness: True records every request in the default log, a WitnessLog in that one, False nowhere.
 
