@@ -7,6 +7,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from _common import Figure, median_of, options, report
@@ -27,8 +28,16 @@ def bytes_per_token(path: Path) -> int:
 
 
 class Decoder:
-    def __init__(self, path: Path, n_threads: int, repack: bool | None = None) -> None:
-        model = ruvllm.Model(path, n_threads=n_threads, repack=repack, witness=False)
+    def __init__(
+        self,
+        path: Path,
+        n_threads: int,
+        repack: bool | None = None,
+        numerics: Literal["exact", "fast"] = "exact",
+    ) -> None:
+        model = ruvllm.Model(
+            path, n_threads=n_threads, repack=repack, numerics=numerics, witness=False
+        )
         self.core = model._open()
         self.vocab = self.core.info()["n_vocab"]
 

@@ -30,11 +30,18 @@ def aligned(n_bytes: int) -> NDArray[np.uint8]:
 
 
 def rate(
-    number: int, weights: NDArray[np.uint8], k: int, n_cols: int, window: int, panels: bool
+    number: int,
+    weights: NDArray[np.uint8],
+    k: int,
+    n_cols: int,
+    window: int,
+    panels: bool,
+    rounded: bool = False,
 ) -> float:
     """Rows per second in the median window of that many rows, over three rounds.
 
-    weights: uint8 (rows, row bytes), or of panels (rows / 16, panel bytes).
+    weights: uint8 (rows, row bytes), or of panels (rows / 16, panel bytes).  rounded: with the
+    input rounded to the type of the weights, see rvk.h.
     """
     x = np.linspace(-1, 1, n_cols * k, dtype=np.float32)
     out = np.empty(n_cols * window, np.float32)
@@ -43,7 +50,7 @@ def rate(
     for first in 3 * list(range(0, len(weights) - step + 1, step)):
         part = weights[first : first + step]
         start = time.perf_counter()
-        _core.mul(number, part, window, x, k, out, panels)
+        _core.mul(number, part, window, x, k, out, panels, rounded)
         seconds.append(time.perf_counter() - start)
     return window / statistics.median(seconds)
 
@@ -72,10 +79,13 @@ def measure(name: str, k: int, mib: int) -> dict[str, float]:
         _core.panel_pack(number, rows, n_rows, k, weights)
         weights = weights.reshape(n_rows // 16, -1)
         found["decode"] = decode(weights, True)
+    ways = [False, True] if f"mul_{name}_rounded" in _core.cpu()["kernels"] else [False]
     for n_cols in (4, 64):
         wide = (1 << 20) // row // 16 * 16
         part = weights[: window // 16] if panels else weights[:window]
-        found[f"{n_cols} columns"] = rate(number, part, k, n_cols, wide, panels) * k * n_cols / 1e9
+        for rounded in ways:
+            rows_per_s = rate(number, part, k, n_cols, wide, panels, rounded)
+            found[f"{n_cols} columns{', rounded' * rounded}"] = rows_per_s * k * n_cols / 1e9
     return found
 
 

@@ -146,9 +146,10 @@ const char *rvk_cpu_names(unsigned cpu); /* "avx2 avx512 vnni", or "portable"; s
 
 typedef struct rvk_table {
     unsigned cpu; /* the features the table was filled for */
-    /* What serves each kernel, for people to read: "ref", "avx2", "avx512", "vnni".  Written by
-     * the family's rvk_init function; static storage. */
-    const char *isa_mul[RVK_N_TYPES]; /* NULL where there is no such type */
+    /* What serves each kernel, for people to read: "ref", "avx2", "avx512", "vnni", "bf16". Written
+     * by the family's rvk_init function; static storage. */
+    const char *isa_mul[RVK_N_TYPES];         /* NULL where there is no such type */
+    const char *isa_mul_rounded[RVK_N_TYPES]; /* NULL where there is none */
     const char *isa_quant, *isa_norm, *isa_rope, *isa_act, *isa_attn;
 
     /* ---- quant: whole rows of k values, k a multiple of the type's block ---- */
@@ -180,7 +181,15 @@ typedef struct rvk_table {
     void (*mul[RVK_N_TYPES])(float *y, size_t ldy, const void *w, size_t w_stride, size_t n_rows,
                              const void *x, size_t x_stride, size_t n_cols, size_t k);
 
-    /* The same, bit for bit, with w as panels.  NULL where this build has none: floats, and ISAs
+    /* The same with x rounded to the type of the weights: x_c is a row of it, as quant gives it.
+     * The error is at most that of mul with x as rounded, and k * 2^-126; subnormal values of w and
+     * x count as zeros.  Bits as in mul: an element has its own order.  NULL where this build has
+     * none, which is wherever it would not be quicker. */
+    void (*mul_rounded[RVK_N_TYPES])(float *y, size_t ldy, const void *w, size_t w_stride,
+                                     size_t n_rows, const void *x, size_t x_stride, size_t n_cols,
+                                     size_t k);
+
+    /* mul, bit for bit, with w as panels.  NULL where this build has none: floats, and ISAs
      * without it. */
     void (*mul_panels[RVK_N_TYPES])(float *y, size_t ldy, const void *w, size_t n_rows,
                                     const void *x, size_t x_stride, size_t n_cols, size_t k);

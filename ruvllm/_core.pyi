@@ -90,6 +90,7 @@ def model_open(
     kv_batch: int = 0,
     kv_fit: int = 0,
     share: bool = True,
+    numerics: int = 0,
     /,
 ) -> Model:
     """Open a GGUF model; 0 means the default of n_threads, kv_type and n_batch.
@@ -99,7 +100,7 @@ def model_open(
     0 auto, 1 never, 2 always.  kv_budget: bytes, 0: half of what is available.  kv_store: 0 none,
     3 Q8_0, 4 Q4_0, 5 keys Q8_0 and values Q4_0.  kv_tail, kv_batch: positions, multiples of 64;
     0: 256 and 64.  kv_fit: 0 first, 1 best, 2 round robin.  share: sequences with equal beginnings
-    share pages.
+    share pages.  numerics: 0 exact, 1 fast.
     """
 
 @final
@@ -320,12 +321,14 @@ def mul(
     k: int,
     out: _Buffer,
     panels: bool = False,
+    rounded: bool = False,
     /,
 ) -> None:
     """out[c, r] = w[r] . x[c]; with panels w is what panel_pack wrote.
 
     w: the bytes of n_rows rows of k values. x: float32 ``(n_cols, k)``; packed first where the type
-    is quantised. out: writable float32 ``(n_cols, n_rows)``. Releases the GIL.
+    is quantised. rounded: x is rounded to the type first, see rvk.h, which not all have.
+    out: writable float32 ``(n_cols, n_rows)``. Releases the GIL.
     Raises ArgumentError for an unknown type or a wrong size.
     """
 

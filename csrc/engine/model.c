@@ -45,6 +45,9 @@ static rv_status check_opts(const rv_model_opts *o, rv_err *err) {
         o->repack != RV_REPACK_ALWAYS)
         return rv_fail(err, RV_EARG, "repack: is %d, want 0 (auto), 1 (never) or 2 (always)",
                        (int)o->repack);
+    if (o->numerics != RV_NUMERICS_EXACT && o->numerics != RV_NUMERICS_FAST)
+        return rv_fail(err, RV_EARG, "numerics: is %d, want 0 (exact) or 1 (fast)",
+                       (int)o->numerics);
     return check_kv_opts(o, err);
 }
 
@@ -135,6 +138,7 @@ static void fill_info(rv_model *m, const rv_model_opts *o) {
     info->kv_type = o->kv_type;
     if (o->kv_type == RV_KV_AUTO) info->kv_type = info->main_type == RV_F32 ? RV_KV_F32 : RV_KV_F16;
     info->kv_store = net->causal ? o->kv_store : RV_KV_AUTO;
+    info->numerics = net->fast ? RV_NUMERICS_FAST : RV_NUMERICS_EXACT;
     info->n_batch = o->n_batch ? o->n_batch : 128;
     info->n_threads = rv_pool_n_threads(m->pool);
     const bool store = info->kv_store != RV_KV_AUTO;
@@ -194,6 +198,7 @@ rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *o
     st = rv_gguf_open(&m->g, path, err);
     if (st == RV_OK) rv_readahead_start(&m->readahead, m->g);
     if (st == RV_OK) st = rv_net_new(&m->net, m->g, err);
+    if (st == RV_OK && opts->numerics == RV_NUMERICS_FAST) rv_net_set_fast(m->net);
     if (st == RV_OK && opts->repack != RV_REPACK_NEVER)
         st = rv_panels_new(m->net, opts->repack == RV_REPACK_ALWAYS, err);
     if (st == RV_OK) st = open_tok(m, err);

@@ -267,12 +267,20 @@ typedef enum rv_repack {
     RV_REPACK_ALWAYS = 2
 } rv_repack;
 
+/* What a product of a matrix may give up to be quicker.  With both the order of a sum depends on
+ * the model and the tokens alone, so a result does too: not on batches, chunks or threads.
+ *   EXACT  activations are float32 under float weights, 8 bits under quantised ones
+ *   FAST   under BF16 weights they are rounded to BF16, where the CPU multiplies pairs of those
+ *          (AVX512_BF16); elsewhere, and under weights of other types, as EXACT */
+typedef enum rv_numerics { RV_NUMERICS_EXACT = 0, RV_NUMERICS_FAST = 1 } rv_numerics;
+
 typedef struct rv_model_opts {
     int32_t n_threads; /* 1 .. 256; 0: one per physical core the process may use */
     rv_kv_type kv_type;
     int32_t n_batch; /* tokens per prefill chunk, 1 .. 4096; 0: 128 */
     bool prefault;   /* read the whole file into the page cache while opening */
     rv_repack repack;
+    rv_numerics numerics;
     /* Keys and values of all sequences of the model, engine and sessions alike. */
     uint64_t kv_budget;  /* bytes; 0: half of the memory that is available */
     rv_kv_type kv_store; /* Q8_0 Q4_0 K8V4: positions older than the tail move there; AUTO: none */
@@ -296,6 +304,7 @@ typedef struct rv_model_info {
     bool causal;         /* false: an encoder; it embeds and gives no logits */
     rv_pooling pooling;
     rv_kv_type kv_type, kv_store; /* kv_store: AUTO, none */
+    rv_numerics numerics;         /* FAST: asked for, and it makes a difference here */
     int32_t n_threads, n_batch;
     uint64_t n_params, n_bytes;        /* of all tensors */
     uint64_t kv_bytes_per_token;       /* of a session */
@@ -365,8 +374,8 @@ RV_API rv_status rv_session_start(rv_session *s, const int32_t *tok, size_t n, s
 RV_API rv_status rv_session_fork(rv_session **out, const rv_session *s, rv_err *err);
 /* Write keys, values and state into a file, whole or not at all; and take them back: as
  * rv_session_start, from the file.  The file is refused unless it was written with the same kv
- * options, the same kernels, and the same digest (any bytes that tell the model and whatever else
- * keys and values depend on).
+ * options, kernels and numerics, and the same digest (any bytes that tell the model and whatever
+ * else keys and values depend on).
  * save: RV_EARG an empty session; RV_EIO.  load: RV_ENOTFOUND; RV_EIO; RV_EFORMAT damaged;
  * RV_EUNSUPPORTED of another version, model or kind; RV_EFULL no room. */
 RV_API rv_status rv_session_save(rv_session *s, const char *path, rv_str digest, rv_err *err);

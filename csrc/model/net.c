@@ -75,6 +75,26 @@ void rv_net_free(rv_net **pnet) {
     rv_free(net);
 }
 
+void rv_net_each_mat(rv_net *net, void (*fn)(rv_mat *m, void *arg), void *arg) {
+    for (int32_t i = 0; i < net->n_layer; i++) {
+        rv_layer *l = &net->layers[i];
+        rv_mat *const all[] = {&l->wq,       &l->wk,   &l->wv, &l->wo,  &l->conv_in,
+                               &l->conv_out, &l->gate, &l->up, &l->down};
+        for (size_t k = 0; k < RV_COUNT(all); k++)
+            if (all[k]->w) fn(all[k], arg);
+    }
+    if (net->output.w) fn(&net->output, arg);
+}
+
+static void find_rounded(rv_mat *m, void *arg) {
+    bool *any = arg;
+    *any |= rvk.mul_rounded[m->type] != NULL;
+}
+
+void rv_net_set_fast(rv_net *net) {
+    rv_net_each_mat(net, find_rounded, &net->fast);
+}
+
 /* Sizes that every architecture names alike.  A layer has at least one tensor, so a layer count
  * beyond the tensor count is a lie, found before anything is allocated for it. */
 static rv_status bind_sizes(rv_net *net, rv_err *err) {

@@ -57,12 +57,17 @@ struct rv_net {
     float **owned; /* widened vectors */
     size_t n_owned, cap_owned;
     bool *used;        /* [tensors of the file] bound to something */
+    bool fast;         /* inputs of products are rounded where rvk.mul_rounded takes them */
     rv_panels *panels; /* NULL: products read the rows of the file */
 };
 
 /* Bind the model of an open file.  Errors: see rv_model_open. */
 rv_status rv_net_new(rv_net **out, const rv_gguf *g, rv_err *err);
 void rv_net_free(rv_net **net);
+/* Call fn for every matrix that a pass multiplies. */
+void rv_net_each_mat(rv_net *net, void (*fn)(rv_mat *m, void *arg), void *arg);
+/* Round the inputs of products where that is quicker; net->fast says whether it is anywhere. */
+void rv_net_set_fast(rv_net *net);
 
 /* ---- what bind functions are written with (bind.c) ---- */
 
@@ -126,6 +131,7 @@ struct rv_run {
     float *x, *y, *q, *k, *v, *att, *gate, *up; /* x, y: [cap][n_embd] */
     float *cs;                                  /* [cap][n_rot] */
     uint8_t *packed;                            /* [cap] packed activations */
+    uint8_t *rounded;                           /* [cap] rounded ones; NULL unless net->fast */
     rv_span_at *at;                             /* [cap] */
     struct rv_tile *tiles;                      /* [cap] of attention, see attention.h */
     float *scratch;                             /* [n_threads] tiles of attention */

@@ -25,18 +25,6 @@ struct rv_panels {
     atomic_int state[]; /* [n] */
 };
 
-/* fn for every matrix that a pass multiplies. */
-static void each_mat(rv_net *net, void (*fn)(rv_mat *m, void *arg), void *arg) {
-    for (int32_t i = 0; i < net->n_layer; i++) {
-        rv_layer *l = &net->layers[i];
-        rv_mat *const all[] = {&l->wq,       &l->wk,   &l->wv, &l->wo,  &l->conv_in,
-                               &l->conv_out, &l->gate, &l->up, &l->down};
-        for (size_t k = 0; k < RV_COUNT(all); k++)
-            if (all[k]->w) fn(all[k], arg);
-    }
-    if (net->output.w) fn(&net->output, arg);
-}
-
 typedef struct plan {
     size_t n, bytes;
 } plan;
@@ -53,7 +41,7 @@ static void place(rv_mat *m, void *arg) {
 
 rv_status rv_panels_new(rv_net *net, bool always, rv_err *err) {
     plan p = {0};
-    each_mat(net, place, &p);
+    rv_net_each_mat(net, place, &p);
     if (p.n == 0) return RV_OK;
     rv_panels *s = rv_calloc(1, sizeof *s + p.n * sizeof *s->state);
     if (!s) return rv_fail(err, RV_ENOMEM, "model: out of memory");

@@ -11,6 +11,14 @@ static size_t max_in(const rv_net *net) {
     return RV_MAX((size_t)net->n_embd, RV_MAX(att, (size_t)net->n_ff));
 }
 
+/* Bytes of k values packed, and rounded to a type of weights (none of them is wider than F16). */
+static size_t packed_bytes(size_t k) {
+    return rvk_act_bytes((k + 31) / 32 * 32);
+}
+static size_t rounded_bytes(size_t k) {
+    return (k * sizeof(uint16_t) + 63) / 64 * 64;
+}
+
 rv_status rv_run_new(rv_run **out, const rv_net *net, rv_pool *pool, rv_err *err) {
     *out = NULL;
     rv_run *r = rv_calloc(1, sizeof *r);
@@ -34,9 +42,11 @@ static void free_buffers(rv_run *r) {
         *all[i] = NULL;
     }
     rv_free(r->packed);
+    rv_free(r->rounded);
     rv_free(r->at);
     rv_free(r->tiles);
     r->packed = NULL;
+    r->rounded = NULL;
     r->at = NULL;
     r->tiles = NULL;
     r->cap = 0;
@@ -69,8 +79,8 @@ rv_status rv_run_reserve(rv_run *r, size_t n, rv_err *err) {
         ok = ok && rv_mul_u64(n, RV_MAX(width[i], (size_t)1) * 4, &bytes) &&
              (*all[i] = rv_alloc_aligned((size_t)bytes)) != NULL;
     }
-    ok = ok &&
-         (r->packed = rv_alloc_aligned(n * rvk_act_bytes((max_in(net) + 31) / 32 * 32))) != NULL &&
+    ok = ok && (r->packed = rv_alloc_aligned(n * packed_bytes(max_in(net)))) != NULL &&
+         (!net->fast || (r->rounded = rv_alloc_aligned(n * rounded_bytes(max_in(net)))) != NULL) &&
          (r->at = rv_calloc(n, sizeof *r->at)) != NULL &&
          (r->tiles = rv_calloc(n, sizeof *r->tiles)) != NULL;
     if (!ok) {
@@ -89,15 +99,22 @@ typedef struct mm_loop {
     const rv_mm *jobs;
     const uint8_t *panels[MAX_JOBS]; /* or NULL: rows */
     uint8_t *fill[MAX_JOBS];         /* to be packed on the way, or NULL */
-    size_t n, ldx, rows_per_chunk, stride;
+    size_t n, ldx, rows_per_chunk;
     const float *x;
+    bool pack; /* for the matrices that want it */
     uint8_t *packed;
+    int round_to; /* for the matrices of that type; -1: for none */
+    uint8_t *rounded;
+    size_t stride, rounded_stride; /* of packed and rounded */
 } mm_loop;
 
 static void pack_token(void *arg, size_t i, int i_thread) {
     (void)i_thread;
     const mm_loop *l = arg;
-    rvk.act_pack(l->packed + i * l->stride, l->x + i * l->ldx, l->jobs[0].m->n_in);
+    const float *x = l->x + i * l->ldx;
+    const size_t k = l->jobs[0].m->n_in;
+    if (l->pack) rvk.act_pack(l->packed + i * l->stride, x, k);
+    if (l->round_to >= 0) rvk.quant[l->round_to](l->rounded + i * l->rounded_stride, x, k);
 }
 
 /* Rows row .. row + rows - 1 of a matrix that has panels. */
@@ -107,6 +124,20 @@ static void mul_panels(const mm_loop *l, const rv_mm *j, const uint8_t *panels, 
     rvk.mul_panels[m->type](j->y + row, j->ldy,
                             panels + row / RVK_PANEL_ROWS * rvk_panel_bytes(m->type, m->n_in), rows,
                             l->packed, l->stride, l->n, m->n_in);
+}
+
+/* The same of one that has none. */
+static void mul_rows(const mm_loop *l, const rv_mm *j, size_t row, size_t rows) {
+    const rv_mat *m = j->m;
+    const uint8_t *w = m->w + row * m->stride;
+    float *y = j->y + row;
+    if (m->type == l->round_to)
+        rvk.mul_rounded[m->type](y, j->ldy, w, m->stride, rows, l->rounded, l->rounded_stride, l->n,
+                                 m->n_in);
+    else if (rvk_dtypes[m->type].act_q8)
+        rvk.mul[m->type](y, j->ldy, w, m->stride, rows, l->packed, l->stride, l->n, m->n_in);
+    else
+        rvk.mul[m->type](y, j->ldy, w, m->stride, rows, l->x, l->ldx * sizeof *l->x, l->n, m->n_in);
 }
 
 static void mm_chunk(void *arg, size_t i_chunk, int i_thread) {
@@ -133,10 +164,7 @@ static void mm_chunk(void *arg, size_t i_chunk, int i_thread) {
             mul_panels(l, j, fill, r, stop - r);
         }
     } else {
-        const bool q8 = rvk_dtypes[m->type].act_q8;
-        rvk.mul[m->type](j->y + row, j->ldy, m->w + row * m->stride, m->stride, end - row,
-                         q8 ? (const void *)l->packed : l->x, q8 ? l->stride : l->ldx * 4, l->n,
-                         m->n_in);
+        mul_rows(l, j, row, end - row);
     }
 }
 
@@ -144,17 +172,25 @@ static void mm_chunk(void *arg, size_t i_chunk, int i_thread) {
 enum { MANY_TOKENS = 32 };
 
 void rv_run_mm(rv_run *r, const rv_mm *jobs, size_t n_jobs, const float *x, size_t ldx, size_t n) {
-    mm_loop l = {.jobs = jobs, .n = n, .ldx = ldx, .x = x, .packed = r->packed};
+    mm_loop l = {.jobs = jobs,
+                 .n = n,
+                 .ldx = ldx,
+                 .x = x,
+                 .packed = r->packed,
+                 .round_to = -1,
+                 .rounded = r->rounded};
     const size_t threads = (size_t)rv_pool_n_threads(r->pool);
     size_t rows = 0, chunks = 0;
-    bool pack = false;
     for (size_t i = 0; i < n_jobs; i++) {
         rows += jobs[i].m->n_out;
-        pack |= rvk_dtypes[jobs[i].m->type].act_q8;
+        const int type = jobs[i].m->type;
+        l.pack |= rvk_dtypes[type].act_q8;
+        if (r->net->fast && rvk.mul_rounded[type]) l.round_to = type;
         l.panels[i] = rv_panels_get(r->net->panels, jobs[i].m, n >= MANY_TOKENS, &l.fill[i]);
     }
-    if (pack) {
+    if (l.pack || l.round_to >= 0) {
         l.stride = rvk_act_bytes(jobs[0].m->n_in);
+        l.rounded_stride = rounded_bytes(jobs[0].m->n_in);
         rv_run_tokens(r, n, pack_token, &l);
     }
     /* A few chunks per thread even out a lost core; 16 rows keep a claim cheap beside its work. */

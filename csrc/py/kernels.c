@@ -112,6 +112,10 @@ static PyObject *kernel_names(void) {
         char key[32] = "mul_";
         strncat(key, rvk_dtypes[t].name, sizeof key - sizeof "mul_");
         rc = put_str(d, key, rvk.isa_mul[t]);
+        if (rc == 0 && rvk.isa_mul_rounded[t]) {
+            strncat(key, "_rounded", sizeof key - strlen(key) - 1);
+            rc = put_str(d, key, rvk.isa_mul_rounded[t]);
+        }
     }
     if (rc == 0) rc = put_str(d, "quant", rvk.isa_quant);
     if (rc == 0) rc = put_str(d, "norm", rvk.isa_norm);
@@ -299,19 +303,29 @@ static PyObject *py_act_pack(PyObject *m, PyObject *o_x) {
 
 /* ---- dot ---- */
 
-/* One mul over whole matrices, x packed first when the type wants it. */
-static rv_status mul(int type, float *y, const void *w, bool panels, size_t n_rows, const float *x,
+/* How the weights of a mul lie, and whether x is rounded to their type. */
+enum { ROWS, PANELS, ROUNDED };
+
+/* One mul over whole matrices, x packed or rounded first when that is wanted. */
+static rv_status mul(int type, float *y, const void *w, int how, size_t n_rows, const float *x,
                      size_t n_cols, size_t k, rv_err *err) {
     const size_t stride = rvk_row_bytes(type, k);
-    if (!rvk_dtypes[type].act_q8) {
+    if (!rvk_dtypes[type].act_q8 && how != ROUNDED) {
         rvk.mul[type](y, n_rows, w, stride, n_rows, x, k * sizeof *x, n_cols, k);
         return RV_OK;
     }
-    const size_t x_stride = rvk_act_bytes(k);
+    const size_t x_stride = how == ROUNDED ? stride : rvk_act_bytes(k);
     uint8_t *packed = rv_alloc_aligned(n_cols * x_stride);
     if (!packed) return rv_fail(err, RV_ENOMEM, "mul: no %zu bytes", n_cols * x_stride);
-    for (size_t c = 0; c < n_cols; c++) rvk.act_pack(packed + c * x_stride, x + c * k, k);
-    if (panels)
+    for (size_t c = 0; c < n_cols; c++) {
+        if (how == ROUNDED)
+            rvk.quant[type](packed + c * x_stride, x + c * k, k);
+        else
+            rvk.act_pack(packed + c * x_stride, x + c * k, k);
+    }
+    if (how == ROUNDED)
+        rvk.mul_rounded[type](y, n_rows, w, stride, n_rows, packed, x_stride, n_cols, k);
+    else if (how == PANELS)
         rvk.mul_panels[type](y, n_rows, w, n_rows, packed, x_stride, n_cols, k);
     else
         rvk.mul[type](y, n_rows, w, stride, n_rows, packed, x_stride, n_cols, k);
@@ -366,10 +380,11 @@ static PyObject *py_panel_pack(PyObject *m, PyObject *args) {
 }
 
 static PyObject *py_mul(PyObject *m, PyObject *args) {
-    int type, panels = 0;
+    int type, panels = 0, rounded = 0;
     Py_ssize_t n_rows, k;
     PyObject *o_w, *o_x, *o_out;
-    if (!PyArg_ParseTuple(args, "iOnOnO|p", &type, &o_w, &n_rows, &o_x, &k, &o_out, &panels))
+    if (!PyArg_ParseTuple(args, "iOnOnO|pp", &type, &o_w, &n_rows, &o_x, &k, &o_out, &panels,
+                          &rounded))
         return NULL;
     const size_t bytes = row_bytes(m, type, k < 0 ? 0 : (size_t)k, "mul");
     if (!bytes) return NULL;
@@ -381,6 +396,11 @@ static PyObject *py_mul(PyObject *m, PyObject *args) {
         return fail(&b, &err);
     }
     if (panels && !(w_bytes = panels_bytes(type, (size_t)k, n_rows, &err))) return fail(&b, &err);
+    if (rounded && (panels || !rvk.mul_rounded[type])) {
+        rv_fail(&err, RV_EARG, "mul: found %s, rounded, want rows of a type the kernels take so",
+                rvk_dtypes[type].name);
+        return fail(&b, &err);
+    }
     const void *w = take_bytes(&b, o_w, false, w_bytes, "mul: w");
     const float *x = w ? take_f32(&b, o_x, false, SIZE_MAX, "mul: x") : NULL;
     if (!x) return finish(&b, false);
@@ -392,7 +412,11 @@ static PyObject *py_mul(PyObject *m, PyObject *args) {
     float *out = take_f32(&b, o_out, true, n_cols * (size_t)n_rows, "mul: out");
     if (!out) return finish(&b, false);
     Py_BEGIN_ALLOW_THREADS
-    mul(type, out, w, panels, (size_t)n_rows, x, n_cols, (size_t)k, &err);
+    mul(type, out, w,
+        rounded  ? ROUNDED
+        : panels ? PANELS
+                 : ROWS,
+        (size_t)n_rows, x, n_cols, (size_t)k, &err);
     Py_END_ALLOW_THREADS
     return err.code == RV_OK ? finish(&b, true) : fail(&b, &err);
 }
@@ -585,7 +609,7 @@ static PyMethodDef methods[] = {
     {"dequantize", py_dequantize, METH_VARARGS, "dequantize(type, data, k, out)"},
     {"quantize", py_quantize, METH_VARARGS, "quantize(type, x, k, out, weights=None)"},
     {"act_pack", py_act_pack, METH_O, "act_pack(x) -> bytes"},
-    {"mul", py_mul, METH_VARARGS, "mul(type, w, n_rows, x, k, out, panels=False)"},
+    {"mul", py_mul, METH_VARARGS, "mul(type, w, n_rows, x, k, out, panels=False, rounded=False)"},
     {"panel_bytes", py_panel_bytes, METH_VARARGS, "panel_bytes(type, n_rows, k) -> int"},
     {"panel_pack", py_panel_pack, METH_VARARGS, "panel_pack(type, w, n_rows, k, out)"},
     {"rms_norm", py_rms_norm, METH_VARARGS, "rms_norm(x, g, eps, out)"},

@@ -92,16 +92,16 @@ static bool report(void *ctx, double fraction) {
 }
 
 /* model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0, kv_budget=0,
- * kv_store=0, kv_rotate=True, kv_tail=0, kv_batch=0, kv_fit=0, share=True) */
+ * kv_store=0, kv_rotate=True, kv_tail=0, kv_batch=0, kv_fit=0, share=True, numerics=0) */
 static PyObject *model_open(PyObject *m, PyObject *args) {
     rv_py_state *st = rv_py_state_of_module(m);
     PyObject *path = NULL, *fn;
     unsigned long long kv_budget = 0;
     int n_threads, kv_type, n_batch, prefault, repack = 0;
-    int kv_store = 0, kv_rotate = 1, kv_tail = 0, kv_batch = 0, kv_fit = 0, share = 1;
-    if (!PyArg_ParseTuple(args, "O&iiipO|iKipiiip:model_open", PyUnicode_FSConverter, &path,
+    int kv_store = 0, kv_rotate = 1, kv_tail = 0, kv_batch = 0, kv_fit = 0, share = 1, numerics = 0;
+    if (!PyArg_ParseTuple(args, "O&iiipO|iKipiiipi:model_open", PyUnicode_FSConverter, &path,
                           &n_threads, &kv_type, &n_batch, &prefault, &fn, &repack, &kv_budget,
-                          &kv_store, &kv_rotate, &kv_tail, &kv_batch, &kv_fit, &share))
+                          &kv_store, &kv_rotate, &kv_tail, &kv_batch, &kv_fit, &share, &numerics))
         return NULL;
     progress p = {fn, false};
     rv_model_opts o = {.n_threads = n_threads,
@@ -109,6 +109,7 @@ static PyObject *model_open(PyObject *m, PyObject *args) {
                        .n_batch = n_batch,
                        .prefault = prefault,
                        .repack = (rv_repack)repack,
+                       .numerics = (rv_numerics)numerics,
                        .kv_budget = kv_budget,
                        .kv_store = (rv_kv_type)kv_store,
                        .kv_no_rotate = !kv_rotate,
@@ -147,6 +148,7 @@ static void model_dealloc(PyObject *o) {
 }
 
 static const char *const KV_TYPES[] = {"auto", "f16", "f32", "q8_0", "q4_0", "k8v4"};
+static const char *const NUMERICS[] = {"exact", "fast"};
 static const char *const POOLING[] = {"none", "mean", "cls", "last"};
 
 static PyObject *str_of(rv_str s) {
@@ -157,15 +159,15 @@ static PyObject *model_info(PyObject *o, PyObject *none) {
     (void)none;
     const rv_model_info *i = rv_model_get_info(((rv_py_model *)o)->h);
     return Py_BuildValue(
-        "{s:N,s:N,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:N,s:s,s:s,s:z,s:i,s:i,s:K,s:K,s:K,s:K,"
-        "s:i}",
+        "{s:N,s:N,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:N,s:s,s:s,s:z,s:s,s:i,s:i,s:K,s:K,s:K,"
+        "s:K,s:i}",
         "arch", str_of(i->arch), "name", str_of(i->name), "n_vocab", i->n_vocab, "n_embd",
         i->n_embd, "n_layer", i->n_layer, "n_head", i->n_head, "n_head_kv", i->n_head_kv,
         "head_dim", i->head_dim, "n_ff", i->n_ff, "n_ctx", i->n_ctx, "n_swa", i->n_swa,
         "n_kv_layers", i->n_kv_layers, "causal", PyBool_FromLong(i->causal), "pooling",
         POOLING[i->pooling], "kv_type", KV_TYPES[i->kv_type], "kv_store",
-        i->kv_store ? KV_TYPES[i->kv_store] : NULL, "n_threads", i->n_threads, "n_batch",
-        i->n_batch, "n_params", (unsigned long long)i->n_params, "n_bytes",
+        i->kv_store ? KV_TYPES[i->kv_store] : NULL, "numerics", NUMERICS[i->numerics], "n_threads",
+        i->n_threads, "n_batch", i->n_batch, "n_params", (unsigned long long)i->n_params, "n_bytes",
         (unsigned long long)i->n_bytes, "kv_bytes_per_token",
         (unsigned long long)i->kv_bytes_per_token, "kv_store_bytes_per_token",
         (unsigned long long)i->kv_store_bytes_per_token, "main_type", (int)i->main_type);
@@ -276,7 +278,8 @@ static PyType_Spec model_spec = {
 static PyMethodDef functions[] = {
     {"model_open", model_open, METH_VARARGS,
      "model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0, kv_budget=0, "
-     "kv_store=0, kv_rotate=True, kv_tail=0, kv_batch=0, kv_fit=0, share=True) -> Model."},
+     "kv_store=0, kv_rotate=True, kv_tail=0, kv_batch=0, kv_fit=0, share=True, "
+     "numerics=0) -> Model."},
     {NULL, NULL, 0, NULL},
 };
 

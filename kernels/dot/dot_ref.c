@@ -92,6 +92,12 @@ void rvk_init_dot(rvk_table *t, unsigned cpu) {
     if (!(cpu & RVK_AVX512)) return;
     RVK_MUL_FLOATS(FILL, avx512)
 #endif
+#ifdef RVK_HAVE_bf16
+    if (cpu & RVK_BF16_DOT) {
+        t->mul_rounded[RVK_BF16] = rvk_mul_rounded_bf16_bf16;
+        t->isa_mul_rounded[RVK_BF16] = "bf16";
+    }
+#endif
 #ifdef RVK_HAVE_vnni
     if (!(cpu & RVK_VNNI)) return;
     RVK_MUL_QUANTS(FILL, vnni)

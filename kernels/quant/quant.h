@@ -11,6 +11,7 @@
 void rvk_act_pack_ref(void *dst, const float *x, size_t k);
 void rvk_act_pack_avx2(void *dst, const float *x, size_t k);
 void rvk_act_pack_avx512(void *dst, const float *x, size_t k);
+void rvk_quant_bf16_avx512(void *dst, const float *src, size_t k);
 
 /* The quantisers by search of encode.h: quant_w of all types that have one, quant of the K and
  * IQ4 types.  The same bits at every level. */

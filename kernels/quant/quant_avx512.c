@@ -1,4 +1,4 @@
-/* act_pack with AVX-512; the same bits as the oracle. */
+/* act_pack and rounding to BF16 with AVX-512; the same bits as the oracle. */
 #include <immintrin.h>
 
 #include "quant/quant.h"
@@ -35,5 +35,20 @@ void rvk_act_pack_avx512(void *dst, const float *x, size_t k) {
         s = _mm_hadd_epi32(s, s);
         bsum[2 * b] = (int16_t)_mm_cvtsi128_si32(s);
         bsum[2 * b + 1] = (int16_t)_mm_extract_epi32(s, 1);
+    }
+}
+
+void rvk_quant_bf16_avx512(void *dst, const float *src, size_t k) {
+    const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+    for (size_t i = 0; i < k; i += 16) {
+        const __mmask16 m = (__mmask16)(k - i < 16 ? (1u << (k - i)) - 1 : 0xffffu);
+        const __m512 f = _mm512_maskz_loadu_ps(m, src + i);
+        const __m512i u = _mm512_castps_si512(f);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), one);
+        const __m512i near = _mm512_add_epi32(_mm512_add_epi32(u, half), odd);
+        const __mmask16 nan = _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q);
+        const __m512i v = _mm512_mask_or_epi32(near, nan, u, _mm512_set1_epi32(64 << 16));
+        _mm256_mask_storeu_epi16((uint8_t *)dst + sizeof(uint16_t) * i, m,
+                                 _mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)));
     }
 }

@@ -303,6 +303,7 @@ void rvk_init_quant(rvk_table *t, unsigned cpu) {
 #endif
 #ifdef RVK_HAVE_avx512
     if (!(cpu & RVK_AVX512)) return;
+    t->quant[RVK_BF16] = rvk_quant_bf16_avx512;
     t->act_pack = rvk_act_pack_avx512;
     t->isa_quant = "avx512";
 #endif

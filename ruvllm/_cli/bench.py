@@ -11,9 +11,11 @@ import typer
 
 from ruvllm._cli import terminal
 from ruvllm._cli.options import (
+    NUMERICS_HELP,
     JsonFlag,
     KvType,
     ModelOption,
+    Numerics,
     chosen_model,
     flags,
     option,
@@ -78,6 +80,7 @@ def bench(
     kv: Annotated[
         KvType, option("--kv", "Type of keys and values; auto: as precise as the weights.")
     ] = KvType.auto,
+    numerics: Annotated[Numerics, option("--numerics", NUMERICS_HELP)] = Numerics.exact,
     tune: Annotated[
         bool,
         option("--tune", "Try thread counts and remember the best one for this model.", env=False),
@@ -96,7 +99,11 @@ def bench(
         raise ArgumentError(f"--repeat: is {repeat}, want at least 1")
     counts = _numbers("--threads", threads, MOST_THREADS)
     together = tuple(_numbers("--batch", batch, MOST_SEQUENCES))
-    options: dict[str, Any] = {"kv_type": kv.value, "witness": False}
+    options: dict[str, Any] = {
+        "kv_type": kv.value,
+        "numerics": numerics.value,
+        "witness": False,
+    }
 
     with terminal.open_model(path, options) as first:
         plan = _plan(first, pp=pp, tg=tg, depth=depth, repeat=repeat, batch=together)
@@ -185,6 +192,7 @@ def _summary(model: Model, plan: Plan, report: Report) -> dict[str, Any]:
             "n_bytes": info.n_bytes,
             "n_ctx": info.n_ctx,
             "kv_type": info.kv_type,
+            "numerics": info.numerics,
         },
         "machine": {
             "cpu": _tune.cpu_name(),
@@ -232,7 +240,7 @@ def _show(out: dict[str, Any]) -> None:
     about = (
         f"{m['name'] or m['path']}: {m['architecture']}, "
         f"{terminal.count(m['n_params'])} parameters, {m['type']}, "
-        f"{terminal.size(m['n_bytes'])}, keys and values {m['kv_type']}"
+        f"{terminal.size(m['n_bytes'])}, keys and values {m['kv_type']}, {m['numerics']}"
     )
     ms = sorted(out["load_ms"])[len(out["load_ms"]) // 2]
     page.print(terminal.visible(about), style="bold")

@@ -81,6 +81,8 @@ _constrain = functools.partial(option, panel="Constrain the reply (extra: gramma
 _engine = functools.partial(option, panel="Engine")
 _output = functools.partial(option, panel="Output")
 
+NUMERICS_HELP = "fast: round the inputs of BF16 weights to BF16, where the CPU has that."
+
 
 @dataclasses.dataclass
 class Sampling:
@@ -207,6 +209,13 @@ class KvType(enum.StrEnum):
     q4_0 = "q4_0"
 
 
+class Numerics(enum.StrEnum):
+    """What products may give up to be quicker."""
+
+    exact = "exact"
+    fast = "fast"
+
+
 @dataclasses.dataclass
 class Engine:
     """How the model is opened and run."""
@@ -236,6 +245,7 @@ class Engine:
             "Default: where half of the memory stays free.",
         ),
     ] = None
+    numerics: Annotated[Numerics, _engine("--numerics", NUMERICS_HELP)] = Numerics.exact
     chat_template: Annotated[
         Path | None,
         _engine("--chat-template", "Jinja file to use instead of the model's own.", metavar="FILE"),
@@ -258,6 +268,7 @@ class Engine:
             "n_batch": self.batch,
             "kv_type": self.kv.value,
             "repack": self.repack,
+            "numerics": self.numerics.value,
             "witness": self.witness,
         }
 

@@ -200,7 +200,8 @@ def replay(
         raise UnsupportedError(f"witness entry {entry.id}: names no model file, want --model PATH")
     path = Path(entry.model_path) if model is None and entry.model_path else model
     kept = entry.engine or {}
-    options = {name: kept[name] for name in ("n_ctx", "kv_type") if kept.get(name) is not None}
+    names = ("n_ctx", "kv_type", "numerics")
+    options = {name: kept[name] for name in names if kept.get(name) is not None}
     with terminal.open_model(path, {**options, "witness": False}) as opened:
         found = run_again(entry, opened)
         if json:
@@ -210,6 +211,7 @@ def replay(
                     "same": found.same,
                     "first_difference": found.first_difference,
                     "same_model": found.same_model,
+                    "same_numerics": found.same_numerics,
                     "expected": list(found.expected),
                     "found": list(found.found),
                 }
@@ -223,6 +225,9 @@ def replay(
 def _say(entry: WitnessEntry, found: Any, model: Model) -> None:
     if not found.same_model:
         terminal.note(f"{model.path}: is not the file the entry was made with")
+    if not found.same_numerics:
+        made = (entry.engine or {}).get("numerics", "exact")
+        terminal.note(f"the entry was made with {made} arithmetic, not {model.info.numerics}")
     i = found.first_difference
     if i is None:
         print(f"same: all {len(found.expected)} tokens")

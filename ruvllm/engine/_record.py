@@ -129,6 +129,7 @@ class Recorder:
                 "n_threads": info.n_threads,
                 "n_batch": info.n_batch,
                 "kv_type": info.kv_type,
+                "numerics": info.numerics,
                 "n_ctx": self._n_ctx,
             },
         )
@@ -149,12 +150,14 @@ class Replay:
 
     same: the tokens are those of the entry, all of them.  first_difference: index of the first
     that is not, or None.  same_model: the file at the path still has the entry's digest.
+    same_numerics: both runs were exact, or both fast.
     """
 
     entry_id: str
     same: bool
     first_difference: int | None
     same_model: bool
+    same_numerics: bool
     expected: tuple[int, ...]
     found: tuple[int, ...]
 
@@ -162,7 +165,8 @@ class Replay:
 def replay(entry: WitnessEntry, model: Model) -> Replay:
     """Run the request of an entry again, with its seed and parameters.
 
-    model: the model to run it on, normally ``Model(entry.model_path, witness=False)``.
+    model: the model to run it on, normally ``Model(entry.model_path, witness=False)``, with the
+    ``numerics`` of the entry's engine.
     Raises UnsupportedError when the entry lacks what a replay needs.
     """
     if entry.prompt_ids is None or entry.output_ids is None or entry.params is None:
@@ -188,6 +192,7 @@ def replay(entry: WitnessEntry, model: Model) -> Replay:
         same=first is None,
         first_difference=first,
         same_model=entry.model_digest is None or model_digest(model.path) == entry.model_digest,
+        same_numerics=(entry.engine or {}).get("numerics", "exact") == model.info.numerics,
         expected=expected,
         found=found,
     )

@@ -9,8 +9,12 @@
 #include "quant/unpack.h"
 #include "test.h"
 
-static const unsigned MASKS[] = {0, RVK_AVX2, RVK_AVX2 | RVK_AVX512,
-                                 RVK_AVX2 | RVK_AVX512 | RVK_VNNI, RVK_ALL};
+static const unsigned MASKS[] = {0,
+                                 RVK_AVX2,
+                                 RVK_AVX2 | RVK_AVX512,
+                                 RVK_AVX2 | RVK_AVX512 | RVK_VNNI,
+                                 RVK_AVX2 | RVK_AVX512 | RVK_BF16_DOT,
+                                 RVK_ALL};
 
 /* Fill the table for masks the machine has all of; the last one is the full table. */
 static bool use_mask(size_t i) {
@@ -123,9 +127,14 @@ static void fill_x(float *x, size_t k, size_t c, uint64_t *rng) {
     }
 }
 
-static void x_values(double *v, int type, const uint8_t *x, size_t k) {
+/* rounded: they are of the type of the weights. */
+static void x_values(double *v, int type, bool rounded, const uint8_t *x, size_t k) {
     for (size_t i = 0; i < k; i++) {
-        if (rvk_dtypes[type].act_q8) {
+        if (rounded) {
+            float f;
+            rvk.dequant[type](&f, x + i * rvk_row_bytes(type, 1), 1);
+            v[i] = f;
+        } else if (rvk_dtypes[type].act_q8) {
             float d;
             memcpy(&d, x + rvk_act_off_d(k) + i / 32 * sizeof d, sizeof d);
             v[i] = (double)d * ((const int8_t *)x)[i];
@@ -141,8 +150,12 @@ static void x_values(double *v, int type, const uint8_t *x, size_t k) {
 
 enum { ROWS = 22, COLS = 9, LDY = ROWS + 3, MAX_K = 4096 };
 
+typedef void mul_fn(float *, size_t, const void *, size_t, size_t, const void *, size_t, size_t,
+                    size_t);
+
 typedef struct mul_case {
     int type;
+    bool rounded;
     size_t k, w_bytes, x_bytes;
     guarded w, x, y;
     uint8_t *wp, *xp;
@@ -150,24 +163,35 @@ typedef struct mul_case {
     double want[COLS][ROWS], bound[COLS][ROWS];
 } mul_case;
 
+static mul_fn *mul_of(const mul_case *m) {
+    return m->rounded ? rvk.mul_rounded[m->type] : rvk.mul[m->type];
+}
+
+static void drop_subnormals(double *v, size_t k) {
+    for (size_t i = 0; i < k; i++)
+        if (fabs(v[i]) < 0x1p-126) v[i] = 0;
+}
+
 static void mul_expect(mul_case *m) {
     static double wv[MAX_K], mag[MAX_K], xv[MAX_K];
     for (size_t r = 0; r < ROWS; r++) {
         row_values(wv, mag, m->type, m->wp + r * m->w_bytes, m->k);
+        if (m->rounded) drop_subnormals(wv, m->k), drop_subnormals(mag, m->k);
         for (size_t c = 0; c < COLS; c++) {
-            x_values(xv, m->type, m->xp + c * m->x_bytes, m->k);
+            x_values(xv, m->type, m->rounded, m->xp + c * m->x_bytes, m->k);
+            if (m->rounded) drop_subnormals(xv, m->k);
             double sum = 0, scale = 0;
             for (size_t i = 0; i < m->k; i++) sum += wv[i] * xv[i], scale += mag[i] * fabs(xv[i]);
             m->want[c][r] = sum;
             m->bound[c][r] = ((double)m->k / 16 + 16) * 0x1p-23 * scale;
+            if (m->rounded) m->bound[c][r] += (double)m->k * 0x1p-126;
         }
     }
 }
 
 /* All rows and columns at once, against double; then every shape and place, against those bits. */
 static void mul_check(const mul_case *m) {
-    void (*const mul)(float *, size_t, const void *, size_t, size_t, const void *, size_t, size_t,
-                      size_t) = rvk.mul[m->type];
+    mul_fn *const mul = mul_of(m);
     static float all[COLS][LDY];
     for (size_t i = 0; i < COLS * LDY; i++) all[i / LDY][i % LDY] = 77.0f;
     mul(all[0], LDY, m->wp, m->w_bytes, ROWS, m->xp, m->x_bytes, COLS, m->k);
@@ -204,7 +228,7 @@ static void mul_check(const mul_case *m) {
 
 /* Panels are the bytes the contract says, and give the bits that rows give. */
 static void panels_check(const mul_case *m) {
-    if (!rvk.mul_panels[m->type]) return;
+    if (m->rounded || !rvk.mul_panels[m->type]) return;
     const size_t bytes = rvk_panel_bytes(m->type, m->k), n = (ROWS + 15) / 16;
     CHECK(bytes % 64 == 0 && bytes >= 16 * m->w_bytes);
     guarded g = guard_new(2 * n * bytes);
@@ -229,10 +253,12 @@ static void panels_check(const mul_case *m) {
     guard_free(&g);
 }
 
-static void mul_one(int type, size_t k, int how, uint64_t *rng) {
-    mul_case m = {.type = type, .k = k, .w_bytes = rvk_row_bytes(type, k)};
+static void mul_one(int type, bool rounded, size_t k, int how, uint64_t *rng) {
+    mul_case m = {.type = type, .rounded = rounded, .k = k, .w_bytes = rvk_row_bytes(type, k)};
     CHECK(m.w_bytes > 0);
-    m.x_bytes = rvk_dtypes[type].act_q8 ? rvk_act_bytes(k) : k * sizeof(float);
+    m.x_bytes = rounded                   ? m.w_bytes
+                : rvk_dtypes[type].act_q8 ? rvk_act_bytes(k)
+                                          : k * sizeof(float);
     m.w = guard_new(ROWS * m.w_bytes);
     m.x = guard_new(COLS * m.x_bytes);
     m.y = guard_new(ROWS * COLS * sizeof(float));
@@ -244,14 +270,16 @@ static void mul_one(int type, size_t k, int how, uint64_t *rng) {
     rvk_init(0);
     for (size_t c = 0; c < COLS; c++) {
         fill_x(x, k, c, rng);
-        if (rvk_dtypes[type].act_q8)
+        if (rounded)
+            rvk.quant[type](m.xp + c * m.x_bytes, x, k);
+        else if (rvk_dtypes[type].act_q8)
             rvk.act_pack(m.xp + c * m.x_bytes, x, k);
         else
             memcpy(m.xp + c * m.x_bytes, x, m.x_bytes);
     }
     mul_expect(&m);
     for (size_t i = 0; i < RV_COUNT(MASKS); i++)
-        if (use_mask(i)) mul_check(&m), panels_check(&m);
+        if (use_mask(i) && mul_of(&m)) mul_check(&m), panels_check(&m);
     guard_free(&m.w), guard_free(&m.x), guard_free(&m.y);
 }
 
@@ -268,10 +296,34 @@ static void mul_all_types(void) {
         const size_t n = t->block_values == 1    ? RV_COUNT(by_1)
                          : t->block_values == 32 ? RV_COUNT(by_32)
                                                  : RV_COUNT(by_256);
-        for (size_t i = 0; i < n; i++) mul_one(type, ks[i], RANDOM, &rng);
+        for (size_t i = 0; i < n; i++) mul_one(type, false, ks[i], RANDOM, &rng);
         for (int how = ONES; how < N_FILLS; how++)
-            mul_one(type, ks[(n / 2 + (size_t)how) % n], how, &rng);
+            mul_one(type, false, ks[(n / 2 + (size_t)how) % n], how, &rng);
     }
+    rvk_init(RVK_ALL);
+}
+
+/* BF16 where the machine multiplies pairs of it, and nothing else; no level below has it. */
+static void mul_rounded(void) {
+    static const size_t ks[] = {1, 2, 15, 31, 32, 33, 63, 64, 65, 100, 1000, 2304, 4096};
+    uint64_t rng = 7;
+    for (size_t i = 0; i < RV_COUNT(MASKS); i++) {
+        if (!use_mask(i)) continue;
+        for (int type = 0; type < RVK_N_TYPES; type++) {
+            const bool has = type == RVK_BF16 && (rvk.cpu & RVK_BF16_DOT);
+            CHECK(!rvk.mul_rounded[type] == !has && !rvk.isa_mul_rounded[type] == !has);
+            if (!has) continue;
+            float y[2] = {5, 5};
+            uint8_t x[64] = {0}, w[64] = {0};
+            rvk.mul_rounded[type](y, 1, w, 0, 0, x, 64, 1, 32);
+            rvk.mul_rounded[type](y, 1, w, 0, 1, x, 64, 0, 32);
+            CHECK(y[0] == 5 && y[1] == 5);
+            rvk.mul_rounded[type](y, 1, w, 0, 1, x, 64, 1, 0);
+            CHECK(y[0] == 0 && y[1] == 5);
+        }
+    }
+    for (size_t i = 0; i < RV_COUNT(ks); i++) mul_one(RVK_BF16, true, ks[i], RANDOM, &rng);
+    for (int how = ONES; how < N_FILLS; how++) mul_one(RVK_BF16, true, 97, how, &rng);
     rvk_init(RVK_ALL);
 }
 
@@ -355,6 +407,39 @@ static void act_pack_same_bits_everywhere(void) {
 }
 
 /* ---- half precision ---- */
+
+/* Rows of any length, with every kind of value, rounded to BF16. */
+static void bf16_rows_same_bits_everywhere(void) {
+    enum { MAX = 70 };
+    static const uint32_t odd[] = {0,          0x80000000, 1,          0x8000,
+                                   0x18000,    0x7f7fffff, 0x7f7f7fff, 0x7f7f8000,
+                                   0x7f800000, 0xff800000, 0x7f800001, 0xffc12345};
+    guarded gx = guard_new(MAX * sizeof(float)), gy = guard_new(MAX * sizeof(uint16_t));
+    uint64_t rng = 11;
+    for (int round = 0; round < 200; round++) {
+        const size_t n = (size_t)round % (MAX + 1);
+        uint8_t *x = gx.end - n * sizeof(float), *y = gy.end - n * sizeof(uint16_t);
+        for (size_t i = 0; i < n; i++) {
+            const uint32_t r = (uint32_t)rv_test_rand(&rng),
+                           u = r % 3 ? r : odd[r / 3 % RV_COUNT(odd)];
+            memcpy(x + i * sizeof u, &u, sizeof u);
+        }
+        for (size_t m = 0; m < RV_COUNT(MASKS); m++) {
+            if (!use_mask(m)) continue;
+            memset(y, 0, n * sizeof(uint16_t));
+            rvk.quant[RVK_BF16](y, (const float *)(const void *)x, n);
+            for (size_t i = 0; i < n; i++) {
+                float f;
+                uint16_t h;
+                memcpy(&f, x + i * sizeof f, sizeof f);
+                memcpy(&h, y + i * sizeof h, sizeof h);
+                CHECK(h == rvk_f32_to_bf16(f));
+            }
+        }
+    }
+    guard_free(&gx), guard_free(&gy);
+    rvk_init(RVK_ALL);
+}
 
 static void halves_round_to_nearest_even(void) {
     for (uint32_t h = 0; h < 0x10000; h++) {
@@ -494,10 +579,12 @@ const rv_test tests_kernels[] = {
     {"kernels_any_mask", any_mask},
     {"kernels_dtype_sizes", dtype_sizes},
     {"kernels_halves_round_to_nearest_even", halves_round_to_nearest_even},
+    {"kernels_bf16_rows_same_bits_everywhere", bf16_rows_same_bits_everywhere},
     {"kernels_quant_then_dequant", quant_then_dequant},
     {"kernels_quant_weighted", quant_weighted},
     {"kernels_act_pack_same_bits_everywhere", act_pack_same_bits_everywhere},
     {"kernels_mul_all_types", mul_all_types},
+    {"kernels_mul_rounded", mul_rounded},
     {"kernels_mul_of_nothing", mul_of_nothing},
     {NULL, NULL},
 };

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 import ruvllm
 
-model = ruvllm.Model("x.gguf", n_threads=2, kv_type="f16")
+model = ruvllm.Model("x.gguf", n_threads=2, kv_type="f16", numerics="fast")
 assert_type(model.tokenize("text"), list[int])
 assert_type(model.generate("text"), ruvllm.GenerationResult)
 assert_type(model.generate([1, 2], stream=True), ruvllm.Generation)
