@@ -23,6 +23,7 @@ from ruvllm.engine._params import SamplingParams, check_one_of, check_whole
 from ruvllm.engine._record import Record, Recorder
 from ruvllm.engine._reply import Constraint, Reply
 from ruvllm.engine._tune import tuned_threads
+from ruvllm.engine.memory import MemoryPool, know_model
 from ruvllm.engine.results import Chunk, GenerationResult
 from ruvllm.engine.tokenizer import Tokenizer, need_tokenizer
 from ruvllm.memory.witness import WitnessLog
@@ -75,9 +76,9 @@ class ModelInfo:
 class KVStats:
     """Memory of the keys, values and recurrent states of all sequences of a model.
 
-    budget_bytes: most that may be held.  held_bytes, peak_bytes: now, and the most it ever was.
-    used_bytes: of pages that something refers to.  n_pages, n_pages_free: with such a reference,
-    and without one in held memory.  n_evictable: pages kept for nobody but requests to come.
+    budget_bytes: most that may be held, by others of the same MemoryPool too.  held_bytes,
+    peak_bytes: now, and the most it ever was.  used_bytes: of pages that something refers to.
+    n_pages, n_pages_free: with such a reference, and without one in held memory.  n_evictable: pages kept for nobody but requests to come.
     n_evicted: pages of that kind that had to go.  n_nodes: of the tree of known prefixes.
     n_sequences: alive.  n_looked_up, n_hit: prompt tokens asked for, and found.  n_migrated:
     blocks moved to the store type.  n_copied: pages copied because another sequence shared them.
@@ -116,7 +117,8 @@ class Model:
     changes a result.  kv_type: how keys and values are kept, "f32", "f16", "q8_0", "q4_0" (the last
     two want a head size that is a multiple of 32), or "auto": F32 for F32 weights, else F16.
     kv_budget: bytes that keys and values of all requests may take; None: half of the memory that is
-    available.  kv_store: "q8_0" or "q4_0": positions older than the last kv_tail move to that type
+    available.  memory: a MemoryPool in which they count instead, with other models and blocks.
+    kv_store: "q8_0" or "q4_0": positions older than the last kv_tail move to that type
     (kv_type is then "f16" or "f32"), kv_batch at a time, both multiples of 64; None: none do.
     kv_rotate: keys are rotated before they are stored so, which costs little and loses less.
     kv_fit: which free page is taken, "first", "best" or "round_robin"; never changes a result.
@@ -146,6 +148,7 @@ class Model:
         chat_template: str | None = None,
         witness: bool | WitnessLog = True,
         kv_budget: int | None = None,
+        memory: MemoryPool | None = None,
         kv_store: Literal["q8_0", "q4_0"] | None = None,
         kv_rotate: bool = True,
         kv_tail: int = 256,
@@ -165,6 +168,10 @@ class Model:
         ):
             if value is not None:
                 check_whole(name, value, 1, most)
+        if memory is not None and not isinstance(memory, MemoryPool):
+            raise ArgumentError(f"memory: is {memory!r:.60}, want a MemoryPool or None")
+        #: The pool its keys and values count in; None: a budget of its own.
+        self.memory = memory
         self.path = os.fspath(path) if path is not None else bundled_model()
         threads = n_threads or tuned_threads(self.path) or 0
         self._core: _core.Model | None = _core.model_open(
@@ -182,6 +189,7 @@ class Model:
             kv_batch,
             _KV_FITS[kv_fit],
             share_prefix,
+            memory and memory._core,
         )
         fields = self._core.info()
         names = {number: name for name, (number, _, _) in _core.dtypes().items()}
@@ -194,6 +202,7 @@ class Model:
         self._template: ChatTemplate | None = None
         self._vocab: ModelVocab | None = None
         self._recorder = Recorder(self, witness)
+        know_model(self)
 
     # -- text and ids -------------------------------------------------------------------------
 
