@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         PoolReport,
         RouterWeights,
     )
-    from ruvllm.engine.memory import memory_report as memory
+    from ruvllm.engine.memory import memory as memory
     from ruvllm.engine.minilm import minilm_path
     from ruvllm.engine.model import KVStats, Model, ModelInfo
     from ruvllm.engine.quantize import quantize

@@ -110,6 +110,7 @@ class MemoryBlock:
     def __init__(
         self,
         budget: _core.Budget,
+        *,
         kind: BlockKind,
         nbytes: int,
         priority: int,
@@ -302,7 +303,9 @@ class MemoryPool:
                 raise ArgumentError(f"{name}: is {f!r:.60}, want a function or None")
         if persist is not None and evict is None:
             raise ArgumentError("persist: is given without evict, so it would never be called")
-        return MemoryBlock(self._core, kind, nbytes, priority, evict, persist)
+        return MemoryBlock(
+            self._core, kind=kind, nbytes=nbytes, priority=priority, evict=evict, persist=persist
+        )
 
     def resize(self, budget: int) -> int:
         """Another budget; with less than is held, holders are asked to free.
@@ -424,8 +427,8 @@ class MemoryReport:
         return "\n".join(lines)
 
 
-def memory_report() -> MemoryReport:
-    """Where the memory of this process is; also callable as ``ruvllm.memory()``."""
+def memory() -> MemoryReport:
+    """Where the memory of this process is; users call it ``ruvllm.memory()``."""
     pools = [p.report() for p in _known(_pools)]
     models = []
     for model in _known(_models):

@@ -78,10 +78,11 @@ class KVStats:
 
     budget_bytes: most that may be held, by others of the same MemoryPool too.  held_bytes,
     peak_bytes: now, and the most it ever was.  used_bytes: of pages that something refers to.
-    n_pages, n_pages_free: with such a reference, and without one in held memory.  n_evictable: pages kept for nobody but requests to come.
-    n_evicted: pages of that kind that had to go.  n_nodes: of the tree of known prefixes.
-    n_sequences: alive.  n_looked_up, n_hit: prompt tokens asked for, and found.  n_migrated:
-    blocks moved to the store type.  n_copied: pages copied because another sequence shared them.
+    n_pages, n_pages_free: with such a reference, and without one in held memory.  n_evictable:
+    pages kept for nobody but requests to come.  n_evicted: pages of that kind that had to go.
+    n_nodes: of the tree of known prefixes.  n_sequences: alive.  n_looked_up, n_hit: prompt tokens
+    asked for, and found.  n_migrated: blocks moved to the store type.  n_copied: pages copied
+    because another sequence shared them.
     """
 
     budget_bytes: int
@@ -189,7 +190,7 @@ class Model:
             kv_batch,
             _KV_FITS[kv_fit],
             share_prefix,
-            memory and memory._core,
+            None if memory is None else memory._core,
         )
         fields = self._core.info()
         names = {number: name for name, (number, _, _) in _core.dtypes().items()}

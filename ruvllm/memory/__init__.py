@@ -21,9 +21,9 @@ __all__ = ["WitnessEntry", "WitnessLog", "default_log", "model_digest"]
 class _Callable(ModuleType):
     def __call__(self) -> MemoryReport:
         """Where the memory of this process is."""
-        from ruvllm.engine.memory import memory_report
+        from ruvllm.engine.memory import memory
 
-        return memory_report()
+        return memory()
 
 
 sys.modules[__name__].__class__ = _Callable

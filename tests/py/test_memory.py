@@ -267,19 +267,19 @@ def test_two_models_in_one_pool_give_what_they_give_alone() -> None:
 def test_a_model_and_blocks_yield_to_each_other() -> None:
     model = alone()
     per = model.info.kv_bytes_per_token
-    prompt = ids(400, 1)
+    prompt = ids(200, 1)
     want = model.generate(prompt, **FREE).tokens
-    pool = ruvllm.MemoryPool(per * 640)
+    pool = ruvllm.MemoryPool(per * 320)
     m = ruvllm.Model(memory=pool, **OPEN)
     gone: list[MemoryBlock] = []
-    block = idle(pool, 1, per * 512, evict=gone.append)
+    block = idle(pool, 1, per * 256, evict=gone.append)
     with ruvllm.Engine(m) as engine:
         assert engine.submit(prompt, **FREE).result(60).tokens == want and gone == [block]
         held = m.kv_stats.held_bytes
-        assert held >= 400 * per and m.kv_stats.n_evicted == 0
-        block = pool.allocate(RouterWeights(2), per * 512, evict=gone.append)
+        assert held >= 192 * per and m.kv_stats.n_evicted == 0
+        block = pool.allocate(RouterWeights(2), per * 256, evict=gone.append)
         assert m.kv_stats.n_evicted > 0 and pool.used <= pool.budget
-        with pytest.raises(FullError, match=f"others hold {per * 512}"):
+        with pytest.raises(FullError, match=f"others hold {per * 256}"):
             m.generate(prompt, **FREE)
         waits = engine.submit(prompt, **FREE)
         late = engine.submit(prompt, deadline_ms=50, **FREE)
