@@ -126,9 +126,11 @@ def measure(path: str, mib: int, times: float, seed: int) -> dict[str, float]:
         return [rng.integers(0, model.info.n_vocab - 8, k).tolist() for k in chosen]
 
     with ruvllm.Engine(model, max_running=RUNNING) as engine:
-        none = Adapters(pool, N_ADAPTERS, 1)
-        serve(engine, [*prompts(2 * RUNNING, 16), *prompts(4, longest)], none)
-        none.blocks.clear()
+        # As many at once as there will ever be, all of them choosing tokens, and a long one.
+        first = [rng.integers(0, model.info.n_vocab - 8, 4).tolist() for _ in range(RUNNING)]
+        first.append(rng.integers(0, model.info.n_vocab - 8, longest).tolist())
+        for r in [engine.submit(p, max_tokens=48, ignore_eos=True) for p in first]:
+            r.result()
         before = anonymous() - pool.used
         work_before = model._open().work_bytes()
         adapters = Adapters(pool, N_ADAPTERS, int(budget * ADAPTERS / N_ADAPTERS))
