@@ -31,6 +31,18 @@ if TYPE_CHECKING:
     from ruvllm.engine.batching import Engine, EngineMetrics, Request
     from ruvllm.engine.convert import convert
     from ruvllm.engine.kv_check import KVCheck, check_kv
+    from ruvllm.engine.memory import (
+        KvCache,
+        LoraAdapter,
+        MemoryBlock,
+        MemoryHolder,
+        MemoryPool,
+        MemoryReport,
+        ModelMemory,
+        PoolReport,
+        RouterWeights,
+    )
+    from ruvllm.engine.memory import memory as memory
     from ruvllm.engine.minilm import minilm_path
     from ruvllm.engine.model import KVStats, Model, ModelInfo
     from ruvllm.engine.quantize import quantize
@@ -59,6 +71,17 @@ _HOME = {
     "ruvllm.engine.batching": ("Engine", "EngineMetrics", "Request"),
     "ruvllm.engine.convert": ("convert",),
     "ruvllm.engine.kv_check": ("KVCheck", "check_kv"),
+    "ruvllm.engine.memory": (
+        "KvCache",
+        "LoraAdapter",
+        "MemoryBlock",
+        "MemoryHolder",
+        "MemoryPool",
+        "MemoryReport",
+        "ModelMemory",
+        "PoolReport",
+        "RouterWeights",
+    ),
     "ruvllm.engine.minilm": ("minilm_path",),
     "ruvllm.engine.model": ("KVStats", "Model", "ModelInfo"),
     "ruvllm.engine.quantize": ("quantize",),
@@ -86,12 +109,21 @@ __all__ = [
     "KVLayer",
     "KVPage",
     "KVStats",
+    "KvCache",
+    "LoraAdapter",
+    "MemoryBlock",
+    "MemoryHolder",
+    "MemoryPool",
+    "MemoryReport",
     "Model",
     "ModelInfo",
+    "ModelMemory",
     "NotFoundError",
     "OutOfMemoryError",
+    "PoolReport",
     "Replay",
     "Request",
+    "RouterWeights",
     "RuvllmError",
     "Session",
     "StateError",
@@ -115,6 +147,8 @@ def __getattr__(name: str) -> object:
 
     if name == "__version__":
         value = import_module("ruvllm._core").version
+    elif name == "memory":  # a folder that can be called
+        return import_module("ruvllm.memory")
     elif name in _WHERE:
         value = getattr(import_module(_WHERE[name]), name)
     else:

@@ -59,6 +59,12 @@ class Model:
     def repacked_bytes(self) -> int:
         """Memory held by repacked weights so far: all or none of it counts."""
 
+    def work_bytes(self) -> int:
+        """Memory of the work areas of forward passes that wait for their next use."""
+
+    def memory(self) -> Budget | None:
+        """The budget its keys and values count in; None for an encoder."""
+
     def kv_stats(self) -> dict[str, int]:
         """Memory of keys and values and counters of its use; zeros for an encoder."""
 
@@ -91,6 +97,7 @@ def model_open(
     kv_fit: int = 0,
     share: bool = True,
     numerics: int = 0,
+    memory: Budget | None = None,
     /,
 ) -> Model:
     """Open a GGUF model; 0 means the default of n_threads, kv_type and n_batch.
@@ -101,7 +108,55 @@ def model_open(
     3 Q8_0, 4 Q4_0, 5 keys Q8_0 and values Q4_0.  kv_tail, kv_batch: positions, multiples of 64;
     0: 256 and 64.  kv_fit: 0 first, 1 best, 2 round robin.  share: sequences with equal beginnings
     share pages.  numerics: 0 exact, 1 fast.
+    memory: instead of kv_budget.
     """
+
+# ---- memory ----
+
+@final
+class Budget:
+    """A byte budget for several holders of memory.  Made by budget_new; thread-safe."""
+
+    def join(self, name: str, priority: int, shrink: Callable[[int], bool] | None, /) -> Holder:
+        """A new holder of nothing.
+
+        shrink: called with how many bytes are wanted, in whatever thread wants them; frees what can
+        be done without and says whether it has.  It must not refer to the holder but weakly.
+        """
+
+    def watch(self, fraction: float, tell: Callable[[], object], /) -> Holder:
+        """Have tell called when use rises to a fraction of the budget, as long as this lives.
+
+        Raises ArgumentError for a fraction outside (0, 1].
+        """
+
+    def resize(self, bytes: int, /) -> int:
+        """Another budget; what is held beyond it and nobody could free."""
+
+    def stats(self) -> dict[str, int]:
+        """budget, used, peak (bytes), n_refused, n_shrinks."""
+
+    def holders(self) -> list[tuple[str, int, int]]:
+        """Name, priority and bytes of each that holds some, who is asked first in front."""
+
+@final
+class Holder:
+    """Part of a budget, or a watch over it; with its last reference all is given back."""
+
+    def take(self, bytes: int, /) -> None:
+        """Count bytes before they are allocated, asking others to free; FullError."""
+
+    def give(self) -> None:
+        """Count nothing any more."""
+
+    def use(self) -> None:
+        """Be the most recently used of its priority: of those it is asked last."""
+
+    def held(self) -> int:
+        """Bytes counted."""
+
+def budget_new(bytes: int, /) -> Budget:
+    """A budget that nobody holds a part of."""
 
 @final
 class Page:

@@ -27,6 +27,10 @@ static head *head_of(void *p) {
     return (head *)((char *)p - sizeof(head));
 }
 
+size_t rv_alloc_bytes(const void *p) {
+    return p ? ((const head *)((const char *)p - sizeof(head)))->size : 0;
+}
+
 static void *place(size_t n, size_t align) {
     if (must_fail() || n > PTRDIFF_MAX - align)
         return NULL; /* as malloc, without a word to stderr */

@@ -42,6 +42,7 @@ void *rv_realloc(void *p, size_t n);    /* p from rv_malloc / rv_calloc / rv_rea
  * for them.  Freed by rv_free. */
 void *rv_alloc_aligned(size_t n);
 char *rv_strndup(const char *p, size_t n); /* n bytes and a NUL */
+size_t rv_alloc_bytes(const void *p);      /* what was asked for; 0 for NULL */
 /* Grow *p (element size size) so that it holds at least need elements; *cap is updated.
  * false and nothing changed when it cannot. */
 bool rv_grow(void **p, size_t *cap, size_t need, size_t size);

@@ -1,6 +1,8 @@
 /* rv_model: an open file, its bound network, its tokenizer and its threads, behind one reference
  * count.  Read-only once open, so any number of callers share it; what a forward pass writes is in
  * a work area that each call borrows. */
+#include <stdio.h>
+
 #include "engine/engine.h"
 #include "rvk.h"
 
@@ -27,6 +29,9 @@ static rv_status check_kv_opts(const rv_model_opts *o, rv_err *err) {
     if (o->kv_fit != RV_FIT_FIRST && o->kv_fit != RV_FIT_BEST && o->kv_fit != RV_FIT_ROUND_ROBIN)
         return rv_fail(err, RV_EARG, "kv_fit: is %d, want 0 (first), 1 (best) or 2 (round robin)",
                        (int)o->kv_fit);
+    if (o->memory && o->kv_budget)
+        return rv_fail(err, RV_EARG, "kv_budget: is %llu beside memory, which has a budget",
+                       (unsigned long long)o->kv_budget);
     rv_status st = check_blocks("kv_tail", o->kv_tail, KV_TAIL, err);
     return st == RV_OK ? check_blocks("kv_batch", o->kv_batch, KV_BATCH, err) : st;
 }
@@ -101,13 +106,19 @@ static uint64_t default_budget(const rv_kv_format *f) {
 
 static rv_status open_kv(rv_model *m, const rv_model_opts *o, rv_err *err) {
     const rv_net *net = m->net;
+    const rv_str about = m->info.name.n ? m->info.name : m->info.arch;
+    char name[64];
     if (!net->causal) return RV_OK;
+    snprintf(name, sizeof name, "keys and values of %.*s", (int)RV_MIN(about.n, (size_t)40),
+             about.p);
     int32_t *heads = rv_calloc((size_t)net->n_layer, sizeof *heads);
     if (!heads) return rv_fail(err, RV_ENOMEM, "kv: out of memory");
     for (int32_t i = 0; i < net->n_layer; i++)
         if (net->layers[i].n_head_kv) heads[net->layers[i].i_kv] = net->layers[i].n_head_kv;
     const rv_kv_format f = kv_format(m, o, heads);
     const rv_kv_cache_opts c = {.budget = o->kv_budget ? o->kv_budget : default_budget(&f),
+                                .memory = o->memory,
+                                .name = name,
                                 .fit = o->kv_fit,
                                 .share = !o->no_sharing};
     m->shares = c.share;
@@ -243,6 +254,18 @@ const rv_model_info *rv_model_get_info(const rv_model *m) {
 
 size_t rv_model_repacked_bytes(const rv_model *m) {
     return rv_panels_bytes(m->net->panels);
+}
+
+size_t rv_model_work_bytes(rv_model *m) {
+    size_t bytes = 0;
+    pthread_mutex_lock(&m->lock);
+    for (size_t i = 0; i < m->n_idle; i++) bytes += rv_run_bytes(m->idle[i]);
+    pthread_mutex_unlock(&m->lock);
+    return bytes;
+}
+
+rv_budget *rv_model_memory(const rv_model *m) {
+    return m->kv ? rv_kv_cache_budget(m->kv) : NULL;
 }
 
 rv_tok *rv_model_tok(const rv_model *m) {

@@ -133,10 +133,9 @@ rv_status rv_sched_cancel(rv_sched *s, uint64_t id, rv_finish finish, rv_err *er
  * more and all events are fetched.
  *
  * An error leaves all rows uncomputed, and the step may be tried again: what the backend said;
- * RV_ENOMEM; RV_EFULL: nothing runs and nothing can begin, because sequences from outside hold the
- * cache.  A request
- * for which an empty cache has become too small (rv_kv_cache_set_budget) ends with RV_FINISH_ERROR,
- * RV_EFULL. */
+ * RV_ENOMEM; RV_EFULL: nothing runs and nothing can begin, because sequences from outside, or other
+ * members of the cache's budget, hold the memory.  A request for which an empty cache has become
+ * too small (rv_budget_resize) ends with RV_FINISH_ERROR, RV_EFULL. */
 rv_status rv_sched_step(rv_sched *s, uint64_t now_ms, rv_sched_event *events, size_t cap, size_t *n,
                         bool *idle, rv_err *err);
 void rv_sched_get_stats(rv_sched *s, rv_sched_stats *out);

@@ -7,8 +7,8 @@
  *   one that may not (S2)             all the tokens it can ever have
  *
  * so protected ones never compete with each other, and whoever may be preempted yields to them:
- * requests do not wait for each other's pages.  Only sequences from outside of the scheduler can
- * take what was promised. */
+ * requests do not wait for each other's pages.  Only sequences from outside of the scheduler, and
+ * other members of the cache's budget, can take what was promised. */
 #include "engine/sched_impl.h"
 
 /* Requests that are passed over in a step because a running one computes their beginning. */
@@ -337,7 +337,8 @@ static rv_status make_rows(rv_sched *s, rv_err *err) {
 
 /* Nobody found room, and nobody could be made to yield: whoever is last has to, so that the others
  * go on.  What is promised is promised in pages of the kinds of now, so this is for memory that
- * sequences from outside took, or that is cut into pages of another kind. */
+ * others (sequences from outside, other members of the budget) took, or that is cut into pages of
+ * another kind. */
 static void unblock(rv_sched *s) {
     for (size_t i = 0; i < s->n_run; i++)
         if (s->run[i]->posted) return; /* not for lack of room */
@@ -359,8 +360,7 @@ rv_status rv_sched_plan(rv_sched *s, rv_err *err) {
     if (st == RV_OK && !s->preempted) st = admit(s, err);
     if (st == RV_OK) st = make_rows(s, err);
     if (st != RV_OK || s->n_groups > 0 || !s->stuck) return st;
-    return rv_fail(err, RV_EFULL,
-                   "scheduler: no room to begin a request: other sequences hold the cache");
+    return rv_fail(err, RV_EFULL, "scheduler: no room to begin a request: others hold the memory");
 }
 
 /* ---- what came of it ---- */

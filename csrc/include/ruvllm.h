@@ -235,6 +235,69 @@ RV_API int32_t rv_tok_find(const rv_tok *t, const char *text, size_t n_bytes);
 /* True for every token that ends a generation: eos, eot, <|im_end|>, ... */
 RV_API bool rv_tok_is_eog(const rv_tok *t, int32_t id);
 
+/* ---------------------------------------------------------------- memory */
+
+/* One byte budget for several holders of memory: pages of keys and values, adapters, weights of
+ * routers.
+ *
+ * A member says how much it wants before it allocates and gives it back after it has freed.  When
+ * the budget is full, members are asked to free what they can do without: those of the lowest
+ * priority first, of equals the least recently used.  A member whose holdings must not be lost
+ * writes them away before it frees them.
+ *
+ * U1  used <= budget at every instant, whatever the threads do: bytes are counted before they are
+ *     allocated, and a claim is one compare-and-swap.
+ * U2  No lock is held while a member frees or is told; members may take, give and leave meanwhile.
+ * U3  A claim that cannot be met changes nothing of its member and says why in numbers.  Where not
+ *     even all that others hold would do, nobody is asked.
+ *
+ * Thread-safe. */
+typedef struct rv_budget rv_budget;
+typedef struct rv_budget_member rv_budget_member;
+
+/* Free about that many bytes of what can be done without (rv_budget_give as they go), never what is
+ * in use; whether anything was freed.  Called by the thread of whoever wants memory, by one at a
+ * time. */
+typedef bool (*rv_budget_shrink)(void *ctx, uint64_t want);
+
+RV_API rv_status rv_budget_new(rv_budget **out, uint64_t bytes, rv_err *err);
+RV_API rv_budget *rv_budget_ref(rv_budget *b);
+RV_API void rv_budget_free(rv_budget **b); /* drops one reference; members hold one each */
+/* shrink may be NULL: nothing can be done without.  name is copied. */
+RV_API rv_status rv_budget_join(rv_budget_member **out, rv_budget *b, const char *name,
+                                int priority, rv_budget_shrink shrink, void *ctx, rv_err *err);
+/* Waits until no other thread is in a function of it, and none will be; what it still holds is
+ * given back.  A function of the member itself may do this: then ctx has to last until that
+ * returns.  Two functions of two members must not make each other's leave. */
+RV_API void rv_budget_leave(rv_budget_member **m);
+/* RV_EFULL what was wanted, the budget, and who holds how much of it. */
+RV_API rv_status rv_budget_take(rv_budget_member *m, uint64_t bytes, rv_err *err);
+RV_API void rv_budget_give(rv_budget_member *m, uint64_t bytes);
+/* It is now the most recently used of its priority. */
+RV_API void rv_budget_use(rv_budget_member *m);
+RV_API uint64_t rv_budget_held(const rv_budget_member *m);
+/* A new budget; with less than is held members are asked to free.  What is over it still. */
+RV_API uint64_t rv_budget_resize(rv_budget *b, uint64_t bytes);
+/* A member that holds nothing and is told, outside of all locks, when use rises to that fraction of
+ * the budget, 0 < fraction <= 1, or a smaller budget lowers it to what is used: once each time. */
+RV_API rv_status rv_budget_watch(rv_budget_member **out, rv_budget *b, double fraction,
+                                 void (*tell)(void *ctx), void *ctx, rv_err *err);
+
+typedef struct rv_budget_stats {
+    uint64_t budget, used, peak;
+    uint64_t n_refused, n_shrinks; /* claims; calls of shrink */
+} rv_budget_stats;
+RV_API void rv_budget_get_stats(const rv_budget *b, rv_budget_stats *out);
+
+typedef struct rv_budget_holding {
+    char name[64]; /* as much of it as fits */
+    int priority;
+    uint64_t bytes;
+} rv_budget_holding;
+/* Who holds something, in the order in which they would be asked; cap of them are filled in.  How
+ * many there are. */
+RV_API size_t rv_budget_list(rv_budget *b, rv_budget_holding *out, size_t cap);
+
 /* ---------------------------------------------------------------- models */
 
 typedef struct rv_model rv_model;
@@ -283,6 +346,7 @@ typedef struct rv_model_opts {
     rv_numerics numerics;
     /* Keys and values of all sequences of the model, engine and sessions alike. */
     uint64_t kv_budget;  /* bytes; 0: half of the memory that is available */
+    rv_budget *memory;   /* instead of kv_budget: a budget shared with others; NULL: none */
     rv_kv_type kv_store; /* Q8_0 Q4_0 K8V4: positions older than the tail move there; AUTO: none */
     bool kv_no_rotate;   /* do not rotate the keys of the store (Hadamard) */
     int32_t kv_tail;     /* positions, a multiple of 64; 0: 256 */
@@ -315,7 +379,7 @@ typedef struct rv_model_info {
 /* Open a model: binds and checks every tensor the architecture needs.  Weights stay in the
  * mapping.  RV_EUNSUPPORTED unknown architecture or tensor type, or heads too wide for a
  * kv_store; RV_EFORMAT a missing key, a missing tensor or a wrong shape, by name; RV_EARG
- * an option out of range; RV_EFULL a kv_budget that does not hold a block of 64 positions. */
+ * an option out of range; RV_EFULL a budget that does not hold a block of 64 positions. */
 RV_API rv_status rv_model_open(rv_model **out, const char *path, const rv_model_opts *opts,
                                rv_err *err);
 RV_API rv_model *rv_model_ref(rv_model *m);
@@ -323,6 +387,10 @@ RV_API void rv_model_free(rv_model **m); /* drops one reference */
 RV_API const rv_model_info *rv_model_get_info(const rv_model *m);
 /* Bytes held by repacked weights so far: all or none of them count. */
 RV_API size_t rv_model_repacked_bytes(const rv_model *m);
+/* Bytes of the work areas of forward passes that wait for their next use. */
+RV_API size_t rv_model_work_bytes(rv_model *m);
+/* The budget its keys and values are counted in, borrowed; NULL for an encoder. */
+RV_API rv_budget *rv_model_memory(const rv_model *m);
 RV_API rv_tok *rv_model_tok(const rv_model *m); /* borrowed; NULL when the file has no vocabulary */
 RV_API const rv_gguf *rv_model_gguf(const rv_model *m); /* borrowed */
 
@@ -356,7 +424,7 @@ RV_API void rv_session_free(rv_session **s);
  * The logits of the last token stay in the session either way.  Split into chunks of the model's
  * n_batch; the result has the same bits for any split, chunk size and thread count.
  * On any error no position is consumed.
- * RV_EARG id out of range or n == 0; RV_EFULL n > room, or the model's kv_budget is used up;
+ * RV_EARG id out of range or n == 0; RV_EFULL n > room, or the model's budget is used up;
  * RV_ECANCEL; RV_ENOMEM.
  * One thread at a time per session; sessions of one model run in parallel. */
 RV_API rv_status rv_session_eval(rv_session *s, const int32_t *tok, size_t n, float *all,
@@ -524,7 +592,8 @@ typedef struct rv_engine_stats {
 } rv_engine_stats;
 
 typedef struct rv_kv_stats { /* of a model; zeros for an encoder */
-    uint64_t budget_bytes, held_bytes, peak_bytes, used_bytes;
+    uint64_t budget_bytes;   /* others may hold part of it */
+    uint64_t held_bytes, peak_bytes, used_bytes;
     uint64_t n_pages, n_pages_free; /* that something refers to; without such, in held memory */
     /* Pages kept for requests to come only, and those of them that had to go. */
     uint64_t n_evictable, n_evicted;
@@ -549,9 +618,9 @@ RV_API rv_status rv_engine_cancel(rv_engine *e, uint64_t id, rv_finish reason, r
  * rv_sampler_sample, copied; NULL: all.  RV_ENOTFOUND; RV_ENOMEM.  Thread-safe. */
 RV_API rv_status rv_engine_allow(rv_engine *e, uint64_t id, const uint32_t *allow, rv_err *err);
 /* One step; *events are borrowed until the next one.  *idle: nothing runs or waits.  One thread at
- * a time (RV_ESTATE otherwise).  An error is no request's fault (RV_ENOMEM; RV_EFULL: sessions hold
- * all the memory for keys and values): nothing was computed, the step may be tried again; the *n
- * events of requests that ended before it are there. */
+ * a time (RV_ESTATE otherwise).  An error is no request's fault (RV_ENOMEM; RV_EFULL: sessions, or
+ * others of the model's budget, hold the memory for keys and values): nothing was computed, the
+ * step may be tried again; the *n events of requests that ended before it are there. */
 RV_API rv_status rv_engine_step(rv_engine *e, const rv_engine_event **events, size_t *n, bool *idle,
                                 rv_err *err);
 RV_API void rv_engine_get_stats(rv_engine *e, rv_engine_stats *out);

@@ -72,7 +72,36 @@ static bool lay_out(rv_kv_cache *c) {
     return true;
 }
 
-static rv_status check_budget(const rv_kv_cache *c, uint64_t budget, rv_err *err) {
+/* Of others who want memory: what no sequence needs goes page by page, and its memory with the last
+ * page of a slab. */
+static bool shrink(void *ctx, uint64_t want) {
+    rv_kv_cache *c = ctx;
+    rv_pages_stats s = {0};
+    pthread_mutex_lock(&c->lock);
+    if (c->tree) rv_pages_get_stats(c->pages, &s);
+    const uint64_t before = s.held_bytes;
+    while (before - s.held_bytes < want && s.clear_bytes && rv_prefix_evict(c->tree) >= 0)
+        rv_pages_get_stats(c->pages, &s);
+    pthread_mutex_unlock(&c->lock);
+    return s.held_bytes < before;
+}
+
+/* Idle pages are the first thing that is given up. */
+enum { PRIORITY = 0 };
+
+static rv_status join(rv_kv_cache *c, const rv_kv_cache_opts *o, rv_err *err) {
+    rv_status st = RV_OK;
+    if (o->memory)
+        c->budget = rv_budget_ref(o->memory);
+    else
+        st = rv_budget_new(&c->budget, o->budget, err);
+    if (st != RV_OK) return st;
+    const char *name = o->name ? o->name : "keys and values";
+    return rv_budget_join(&c->member, c->budget, name, PRIORITY, shrink, c, err);
+}
+
+static rv_status check_budget(const rv_kv_cache *c, rv_err *err) {
+    const uint64_t budget = rv_budget_bytes(c->member);
     uint64_t one = c->page_bytes[STATE], bytes;
     for (int k = HOT; k <= COLD; k++)
         if (!rv_mul_u64(PAGES, c->page_bytes[k], &bytes) || !rv_add_u64(one, bytes, &one))
@@ -97,8 +126,9 @@ rv_status rv_kv_cache_new(rv_kv_cache **out, const rv_kv_format *f, const rv_kv_
     c->first = rv_calloc(f->n_layers + 1, sizeof *c->first);
     if (!c->heads || !c->first) st = rv_fail(err, RV_ENOMEM, "kv: out of memory");
     if (st == RV_OK && !lay_out(c)) st = rv_fail(err, RV_EFULL, "kv: pages beyond any memory");
-    if (st == RV_OK) st = check_budget(c, o->budget, err);
-    if (st == RV_OK) st = rv_pages_new(&c->pages, c->page_bytes, RV_KEEP_N, o->budget, o->fit, err);
+    if (st == RV_OK) st = join(c, o, err);
+    if (st == RV_OK) st = check_budget(c, err);
+    if (st == RV_OK) st = rv_pages_new(&c->pages, c->page_bytes, RV_KEEP_N, c->member, o->fit, err);
     if (st == RV_OK) st = rv_prefix_new(&c->tree, c->pages, o->hash_bits ? o->hash_bits : 64, err);
     if (st != RV_OK) {
         rv_kv_cache_free(&c);
@@ -117,8 +147,12 @@ void rv_kv_cache_free(rv_kv_cache **pc) {
     rv_kv_cache *c = *pc;
     *pc = NULL;
     if (!c || atomic_fetch_sub_explicit(&c->n_refs, 1, memory_order_acq_rel) > 1) return;
+    pthread_mutex_lock(&c->lock); /* others may ask for memory until it has left */
     rv_prefix_free(&c->tree);
     rv_pages_free(&c->pages);
+    pthread_mutex_unlock(&c->lock);
+    rv_budget_leave(&c->member);
+    rv_budget_free(&c->budget);
     pthread_mutex_destroy(&c->lock);
     rv_free(c->heads);
     rv_free(c->first);
@@ -139,17 +173,6 @@ void rv_kv_let_go(rv_kv_cache *c, rv_page page) {
     if (!page || rv_pages_unref(c->pages, page) != 1) return;
     const rv_node node = rv_pages_owner(c->pages, page);
     if (node) rv_prefix_idle(c->tree, node, rv_pages_class(c->pages, page));
-}
-
-uint64_t rv_kv_cache_set_budget(rv_kv_cache *c, uint64_t budget) {
-    rv_pages_stats s;
-    pthread_mutex_lock(&c->lock);
-    rv_pages_set_budget(c->pages, budget);
-    do {
-        rv_pages_get_stats(c->pages, &s);
-    } while (s.held_bytes > budget && rv_prefix_evict(c->tree) >= 0);
-    pthread_mutex_unlock(&c->lock);
-    return s.held_bytes > budget ? s.held_bytes - budget : 0;
 }
 
 const void *rv_kv_page_pin(rv_kv_cache *c, rv_page page) {
@@ -178,6 +201,10 @@ void rv_kv_cache_get_stats(rv_kv_cache *c, rv_kv_cache_stats *out) {
     out->n_migrated = c->n_moved / PAGES;
     out->n_copied = c->n_copied;
     pthread_mutex_unlock(&c->lock);
+}
+
+rv_budget *rv_kv_cache_budget(rv_kv_cache *c) {
+    return c->budget;
 }
 
 const rv_kv_format *rv_kv_cache_format(const rv_kv_cache *c) {

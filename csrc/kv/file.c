@@ -351,13 +351,17 @@ static rv_status take_section(file *f, void *p, size_t n, uint64_t *at, rv_err *
     return st;
 }
 
-/* Pages for all of it, which nobody else can see yet. */
-static rv_status take_pages(rv_kv *kv, const file *f, rv_err *err) {
-    rv_kv_cache *c = kv->c;
-    size_t need[RV_PAGE_CLASSES] = {0};
+static rv_kv_need pages_of(const file *f) {
+    rv_kv_need need = {0};
     for (size_t i = 0; i < f->n_entries; i++)
-        for (int k = HOT; k <= COLD; k++) need[k] += f->has[i] >> k & 1;
-    need[STATE] = f->f.snapshot != 0;
+        for (int k = HOT; k <= COLD; k++) need.n[k] += f->has[i] >> k & 1;
+    need.n[STATE] = f->f.snapshot != 0;
+    return need;
+}
+
+/* Pages for all of it, which nobody else can see yet. */
+static rv_status take_pages(rv_kv *kv, const file *f, size_t need[RV_PAGE_CLASSES], rv_err *err) {
+    rv_kv_cache *c = kv->c;
     rv_pages_stats s;
     bool ok = rv_pages_fits(c->pages, need);
     for (size_t i = 0; ok && i < f->n_entries; i++)
@@ -430,8 +434,10 @@ static rv_status load(rv_kv *kv, file *f, rv_str tag, rv_err *err) {
         return rv_fail(err, RV_ENOMEM, "kv file: out of memory");
     }
     memset(kv->e, 0, f->n_entries * sizeof *kv->e);
+    rv_kv_need need = pages_of(f);
+    rv_kv_cache_fits(c, &need); /* where it does not, others of the budget make room */
     pthread_mutex_lock(&c->lock);
-    st = take_pages(kv, f, err);
+    st = take_pages(kv, f, need.n, err);
     pthread_mutex_unlock(&c->lock);
     if (st == RV_OK) st = read_pages(kv, f, state, err);
     pthread_mutex_lock(&c->lock);

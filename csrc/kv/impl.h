@@ -19,6 +19,8 @@ struct rv_kv_cache {
     int type[2];    /* by the kernels' numbers: HOT, COLD (-1: no store) */
     size_t run_bytes[2], page_bytes[RV_KEEP_N];
     bool share;
+    rv_budget *budget;
+    rv_budget_member *member;
     rv_pages *pages;
     rv_prefix *tree;                                             /* empty without sharing */
     uint64_t n_sequences, n_looked_up, n_hit, n_moved, n_copied; /* n_moved: pages */

@@ -145,6 +145,7 @@ typedef struct plan {
     size_t end, cold_end;
     bool copy;           /* the last page is shared */
     rv_page copied, buf; /* instead of it; for a snapshot */
+    char *copied_at;
     size_t need[RV_PAGE_CLASSES];
 } plan;
 
@@ -214,9 +215,10 @@ static rv_status no_room(rv_kv *kv, const plan *p, size_t n, rv_err *err) {
     }
     return rv_fail(err, RV_EFULL,
                    "kv: no room for %zu positions behind %zu: they want %llu bytes, the budget is "
-                   "%llu, %llu are held and %llu of those can be given up",
+                   "%llu, %llu are held and %llu of those can be given up, others hold %llu",
                    n, kv->len, (unsigned long long)bytes, (unsigned long long)s.budget_bytes,
-                   (unsigned long long)s.held_bytes, (unsigned long long)spare);
+                   (unsigned long long)s.held_bytes, (unsigned long long)spare,
+                   (unsigned long long)(s.budget_bytes - rv_budget_left(kv->c->member)));
 }
 
 /* All pages of a plan or none.  When taking them one by one fails, everything that can be evicted
@@ -252,26 +254,46 @@ static rv_status take_plan(rv_kv *kv, plan *p, size_t n, rv_err *err) {
         kv->e[i].at[COLD] = rv_pages_at(c->pages, kv->e[i].page[COLD]);
     kv->n = p->end;
     if (p->buf) kv->buf_at = rv_pages_at(c->pages, kv->buf = p->buf);
+    if (p->copied) p->copied_at = rv_pages_at(c->pages, p->copied);
+    return RV_OK;
+}
+
+/* Make a plan and take its pages.  What the cache lacks, others of the budget are asked for without
+ * its lock; where they took what was there between counting and taking, it is tried again. */
+static rv_status plan_and_take(rv_kv *kv, plan *p, size_t n, rv_err *err) {
+    enum { RACES = 8 };
+    rv_kv_cache *c = kv->c;
+    rv_err e;
+    rv_status st;
+    bool again;
+    int n_races = 0;
+    do {
+        *p = (plan){0};
+        rv_err_clear(&e);
+        pthread_mutex_lock(&c->lock);
+        make_plan(kv, p, n);
+        st = take_plan(kv, p, n, &e);
+        const uint64_t lack = st == RV_EFULL ? rv_pages_lack(c->pages, p->need) : 0;
+        pthread_mutex_unlock(&c->lock);
+        again = lack ? rv_budget_ask(c->member, lack) : st == RV_EFULL && ++n_races < RACES;
+    } while (again);
+    if (st != RV_OK) return rv_fail(err, st, "%s", e.msg);
+    rv_budget_tell(c->member);
     return RV_OK;
 }
 
 rv_status rv_kv_reserve(rv_kv *kv, size_t n, rv_pool *pool, rv_err *err) {
     rv_kv_cache *c = kv->c;
-    plan p = {0};
-    char *copy_at = NULL;
+    plan p;
     if (c->type[COLD] >= 0 && n > c->f.tail)
         return rv_fail(err, RV_EARG, "kv: %zu positions at once, want at most the tail, %zu", n,
                        c->f.tail);
     if (n > MAX_LEN - kv->len)
         return rv_fail(err, RV_EFULL, "kv: no sequence holds %zu more positions", n);
-    pthread_mutex_lock(&c->lock);
-    make_plan(kv, &p, n);
-    const rv_status st = take_plan(kv, &p, n, err);
-    if (p.copied) copy_at = rv_pages_at(c->pages, p.copied);
-    pthread_mutex_unlock(&c->lock);
+    const rv_status st = plan_and_take(kv, &p, n, err);
     if (st != RV_OK) return st;
     rv_kv_entry *last = &kv->e[kv->len / RV_PAGE_TOKENS];
-    if (p.copied) memcpy(copy_at, last->at[HOT], c->page_bytes[HOT]);
+    if (p.copied) memcpy(p.copied_at, last->at[HOT], c->page_bytes[HOT]);
     const size_t n_moved = rv_kv_migrate(kv, kv->n_cold, p.cold_end, pool);
     kv->n_cold = p.cold_end;
     kv->snap_at = 0;
@@ -281,7 +303,7 @@ rv_status rv_kv_reserve(rv_kv *kv, size_t n, rv_pool *pool, rv_err *err) {
     if (p.copied) {
         rv_kv_let_go(c, last->page[HOT]);
         last->page[HOT] = p.copied;
-        last->at[HOT] = copy_at;
+        last->at[HOT] = p.copied_at;
         c->n_copied++;
     }
     pthread_mutex_unlock(&c->lock);

@@ -23,7 +23,9 @@
  * kept: a point to resume.  Where the tree knows more of a prompt than can be resumed, the boundary
  * is remembered and kept when the sequence passes it, so the next one resumes there.
  *
- * One lock per cache, held for bookkeeping only; a sequence is used by one thread at a time. */
+ * One lock per cache, held for bookkeeping only; a sequence is used by one thread at a time.  The
+ * budget's lock may be taken under it, never the other way round, and nobody is asked for memory
+ * under either. */
 #ifndef RV_KV_H
 #define RV_KV_H
 
@@ -53,7 +55,9 @@ typedef struct rv_kv_format {
 } rv_kv_format;
 
 typedef struct rv_kv_cache_opts {
-    uint64_t budget; /* bytes of pages */
+    uint64_t budget;   /* bytes of pages */
+    rv_budget *memory; /* instead of it, a budget shared with others; NULL: none */
+    const char *name;  /* as its member; NULL: "keys and values" */
     rv_fit fit;
     bool share;    /* publish and match prefixes */
     int hash_bits; /* 0: 64; tests force collisions */
@@ -75,12 +79,13 @@ void rv_kv_cache_free(rv_kv_cache **c); /* drops one reference; sequences hold o
 void rv_kv_cache_get_stats(rv_kv_cache *c, rv_kv_cache_stats *out);
 const rv_kv_format *rv_kv_cache_format(const rv_kv_cache *c);
 size_t rv_kv_cache_page_bytes(const rv_kv_cache *c, int keep);
-/* Give back pages that no sequence needs until at most budget bytes are held, and hold no more from
- * now on; what is left over it. */
-uint64_t rv_kv_cache_set_budget(rv_kv_cache *c, uint64_t budget);
-/* Whether n more positions in new sequences would find room, evicting what can be. */
+/* What its pages are counted in, borrowed.  Where others want memory of it, the cache gives back
+ * pages that no sequence needs. */
+rv_budget *rv_kv_cache_budget(rv_kv_cache *c);
+/* rv_kv_cache_fits for n more positions in a new sequence. */
 bool rv_kv_cache_has_room(rv_kv_cache *c, size_t n);
-/* The most positions that one sequence can have in an otherwise empty cache, in whole pages. */
+/* The most positions that one sequence can have in an otherwise empty cache and budget, in whole
+ * pages; so that how long a sequence may get does not depend on what others hold just now. */
 size_t rv_kv_cache_capacity(rv_kv_cache *c);
 /* Room for several sequences: pages of each kind. */
 typedef struct rv_kv_need {
@@ -88,7 +93,8 @@ typedef struct rv_kv_need {
 } rv_kv_need;
 /* Add what kv takes, besides the pages it has, to grow to n positions; NULL: a new sequence. */
 void rv_kv_need_add(rv_kv_cache *c, const rv_kv *kv, size_t n, rv_kv_need *sum);
-/* Whether all that could be had, evicting what can be. */
+/* Whether all that could be had, evicting what can be.  Others of the budget are asked to free what
+ * is lacking beside what they hold. */
 bool rv_kv_cache_fits(rv_kv_cache *c, const rv_kv_need *need);
 
 /* ---- sequences ---- */
@@ -107,9 +113,10 @@ size_t rv_kv_peek(rv_kv_cache *c, const void *identity, size_t n_id, const int32
 size_t rv_kv_len(const rv_kv *kv);
 /* How many of its first tokens are those of tok [n]. */
 size_t rv_kv_same(const rv_kv *kv, const int32_t *tok, size_t n);
-/* Make room for n more positions, which may then be written: allocates pages (evicting others),
- * copies a shared last page, and moves blocks to the store that the new positions see there; pool
- * may be NULL.  n <= tail with a store.  RV_EFULL no room (bytes wanted, held, budget). */
+/* Make room for n more positions, which may then be written: allocates pages (evicting others,
+ * then asking the others of the budget), copies a shared last page, and moves blocks to the store
+ * that the new positions see there; pool may be NULL.  n <= tail with a store.  RV_EFULL no room
+ * (bytes wanted, held, budget). */
 rv_status rv_kv_reserve(rv_kv *kv, size_t n, rv_pool *pool, rv_err *err);
 /* Store positions pos .. pos + n - 1, reserved, of one head of one layer: k, v [head_dim] float32
  * each, ld floats apart.  Different heads may be written at the same time. */

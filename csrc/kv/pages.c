@@ -26,6 +26,7 @@ typedef struct slab {
 } slab;
 
 struct rv_pages {
+    rv_budget_member *member;
     size_t page_bytes[RV_PAGE_CLASSES];
     rv_fit fit;
     slab *slabs; /* number 0 is never used */
@@ -36,9 +37,8 @@ struct rv_pages {
     uint64_t filled[RV_PAGE_CLASSES]; /* bit k - 1: bucket k is not empty */
     uint32_t last[RV_PAGE_CLASSES];   /* slab of the page taken last */
     uint64_t loose[RV_PAGE_CLASSES];  /* free and spare pages in slabs that are not clear */
-    uint64_t clear_bytes;
     bool starved;
-    rv_pages_stats stats;
+    rv_pages_stats stats; /* but for the budget */
 };
 
 /* ---- sets ---- */
@@ -123,7 +123,7 @@ static void count(rv_pages *p, const slab *s, bool in) {
     p->stats.n_spare[s->class] += by * spare;
     p->stats.used_bytes += by * used * bytes;
     if (used == spare)
-        p->clear_bytes += by * s->n_pages * bytes;
+        p->stats.clear_bytes += by * s->n_pages * bytes;
     else
         p->loose[s->class] += by * (f + spare);
 }
@@ -158,33 +158,35 @@ static void enter(rv_pages *p, uint32_t i) {
 static uint64_t most_pages(const rv_pages *p, int class) {
     const uint64_t bytes = p->page_bytes[class];
     uint64_t n = RV_MIN(RV_MAX(SLAB_BYTES / bytes, (uint64_t)MIN_PAGES), (uint64_t)RV_SLAB_PAGES);
-    return RV_MIN(n, RV_MAX(p->stats.budget_bytes / BUDGET_PARTS / bytes, (uint64_t)1));
+    return RV_MIN(n, RV_MAX(rv_budget_bytes(p->member) / BUDGET_PARTS / bytes, (uint64_t)1));
 }
 
 /* Pages of the next slab of a class, leaving the budget keep bytes; 0: there is no room. */
 static uint32_t slab_pages(const rv_pages *p, int class, uint64_t keep) {
-    const uint64_t held = p->stats.held_bytes, budget = p->stats.budget_bytes;
-    if (held > budget || keep > budget - held) return 0;
-    return (uint32_t)RV_MIN(most_pages(p, class), (budget - held - keep) / p->page_bytes[class]);
+    const uint64_t held = p->stats.held_bytes, most = rv_budget_left(p->member);
+    if (held > most || keep > most - held) return 0;
+    return (uint32_t)RV_MIN(most_pages(p, class), (most - held - keep) / p->page_bytes[class]);
 }
 
 /* A new slab of a class, or 0. */
 static uint32_t new_slab(rv_pages *p, int class, uint64_t keep) {
-    const uint32_t n = slab_pages(p, class, keep);
-    if (!n) return 0;
-    p->starved = true;
+    uint32_t n;
+    do { /* others of the budget take too */
+        n = slab_pages(p, class, keep);
+        if (!n) return 0;
+    } while (!rv_budget_try(p->member, n * p->page_bytes[class]));
+    const size_t bytes = n * p->page_bytes[class];
     uint32_t i = (uint32_t)set_next(p, VACANT, 1);
     if (!i && grow(p)) i = (uint32_t)set_next(p, VACANT, 1);
-    if (!i) return 0;
-    const size_t bytes = n * p->page_bytes[class];
-    p->stats.held_bytes += bytes;
-    slab *s = &p->slabs[i];
-    s->mem = rv_alloc_aligned(bytes);
-    if (!s->mem) {
-        p->stats.held_bytes -= bytes;
+    char *mem = i ? rv_alloc_aligned(bytes) : NULL;
+    if (!mem) {
+        rv_budget_give(p->member, bytes);
+        p->starved = true;
         return 0;
     }
-    p->starved = false;
+    slab *s = &p->slabs[i];
+    s->mem = mem;
+    p->stats.held_bytes += bytes;
     p->stats.peak_bytes = RV_MAX(p->stats.peak_bytes, p->stats.held_bytes);
     s->class = class;
     s->n_pages = n;
@@ -207,9 +209,10 @@ static uint32_t choose(const rv_pages *p, int class) {
 
 /* ---- the pool ---- */
 
-rv_status rv_pages_new(rv_pages **out, const size_t *page_bytes, size_t n_classes, uint64_t budget,
-                       rv_fit fit, rv_err *err) {
+rv_status rv_pages_new(rv_pages **out, const size_t *page_bytes, size_t n_classes,
+                       rv_budget_member *member, rv_fit fit, rv_err *err) {
     *out = NULL;
+    const uint64_t budget = rv_budget_bytes(member);
     uint64_t one = 0;
     if (n_classes > RV_PAGE_CLASSES || fit < RV_FIT_FIRST || fit > RV_FIT_ROUND_ROBIN)
         return rv_fail(err, RV_EARG, "pages: %zu classes, fit %d: want at most %d, 0 .. 2",
@@ -225,7 +228,7 @@ rv_status rv_pages_new(rv_pages **out, const size_t *page_bytes, size_t n_classe
     rv_pages *p = rv_calloc(1, sizeof *p);
     if (!p) return rv_fail(err, RV_ENOMEM, "pages: out of memory");
     for (size_t c = 0; c < n_classes; c++) p->page_bytes[c] = page_bytes[c];
-    p->stats.budget_bytes = budget;
+    p->member = member;
     p->fit = fit;
     *out = p;
     return RV_OK;
@@ -236,6 +239,7 @@ void rv_pages_free(rv_pages **pp) {
     *pp = NULL;
     if (!p) return;
     for (size_t i = 1; i < p->cap_slabs; i++) rv_free(p->slabs[i].mem);
+    rv_budget_give(p->member, p->stats.held_bytes);
     rv_free(p->slabs);
     rv_free(p->words);
     rv_free(p);
@@ -273,17 +277,19 @@ bool rv_pages_starved(const rv_pages *p) {
     return p->starved;
 }
 
-bool rv_pages_fits(const rv_pages *p, const size_t need[RV_PAGE_CLASSES]) {
-    const uint64_t stay = p->stats.held_bytes - p->clear_bytes;
-    uint64_t room = p->stats.budget_bytes > stay ? p->stats.budget_bytes - stay : 0;
+uint64_t rv_pages_lack(const rv_pages *p, const size_t need[RV_PAGE_CLASSES]) {
+    const uint64_t stay = p->stats.held_bytes - p->stats.clear_bytes;
+    const uint64_t most = rv_budget_left(p->member);
+    uint64_t sum = 0, bytes;
     for (int c = 0; c < RV_PAGE_CLASSES; c++) {
         if (need[c] <= p->loose[c]) continue;
-        uint64_t bytes;
-        if (!rv_mul_u64(need[c] - p->loose[c], p->page_bytes[c], &bytes) || bytes > room)
-            return false;
-        room -= bytes;
+        if (!rv_mul_u64(need[c] - p->loose[c], p->page_bytes[c], &bytes) ||
+            !rv_add_u64(sum, bytes, &sum))
+            return UINT64_MAX;
     }
-    return true;
+    if (sum == 0) return 0; /* free already, or in slabs that stay anyway */
+    if (!rv_add_u64(sum, stay, &sum)) return UINT64_MAX;
+    return sum > most ? sum - most : 0;
 }
 
 static slab *slab_of(const rv_pages *p, rv_page page) {
@@ -326,9 +332,11 @@ uint32_t rv_pages_unref(rv_pages *p, rv_page page) {
         enter(p, i);
         return 0;
     }
-    p->stats.held_bytes -= s->n_pages * p->page_bytes[s->class];
+    const uint64_t bytes = s->n_pages * p->page_bytes[s->class];
     rv_free(s->mem);
     s->mem = NULL;
+    p->stats.held_bytes -= bytes;
+    rv_budget_give(p->member, bytes);
     set_add(p, VACANT, i);
     return 0;
 }
@@ -354,10 +362,7 @@ uint64_t rv_pages_slab_bytes(const rv_pages *p, int class) {
     return p->page_bytes[class] ? most_pages(p, class) * p->page_bytes[class] : 0;
 }
 
-void rv_pages_set_budget(rv_pages *p, uint64_t bytes) {
-    p->stats.budget_bytes = bytes;
-}
-
 void rv_pages_get_stats(const rv_pages *p, rv_pages_stats *out) {
     *out = p->stats;
+    out->budget_bytes = rv_budget_bytes(p->member);
 }

@@ -1,4 +1,5 @@
-/* Room: how many pages of each kind sequences take to grow, and whether those could be had. */
+/* Room: how many pages of each kind sequences take to grow, and whether those could be had beside
+ * what others of the budget hold. */
 #include "kv/impl.h"
 
 enum { HOT = RV_KEEP_HOT, COLD = RV_KEEP_COLD, STATE = RV_KEEP_STATE };
@@ -36,10 +37,13 @@ void rv_kv_need_add(rv_kv_cache *c, const rv_kv *kv, size_t n, rv_kv_need *sum) 
 }
 
 bool rv_kv_cache_fits(rv_kv_cache *c, const rv_kv_need *need) {
-    pthread_mutex_lock(&c->lock);
-    const bool fits = rv_pages_fits(c->pages, need->n);
-    pthread_mutex_unlock(&c->lock);
-    return fits;
+    uint64_t lack;
+    do {
+        pthread_mutex_lock(&c->lock);
+        lack = rv_pages_lack(c->pages, need->n);
+        pthread_mutex_unlock(&c->lock);
+    } while (lack && rv_budget_ask(c->member, lack));
+    return lack == 0;
 }
 
 bool rv_kv_cache_has_room(rv_kv_cache *c, size_t n) {

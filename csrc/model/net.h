@@ -144,6 +144,7 @@ rv_status rv_run_new(rv_run **out, const rv_net *net, rv_pool *pool, rv_err *err
 void rv_run_free(rv_run **run);
 /* Have buffers for n tokens. */
 rv_status rv_run_reserve(rv_run *run, size_t n, rv_err *err);
+size_t rv_run_bytes(const rv_run *run); /* of its buffers */
 
 /* y_j = W_j x for n rows of x ([n][n_in], ldx floats apart), all matrices in one loop. */
 typedef struct rv_mm {

@@ -91,6 +91,14 @@ rv_status rv_run_reserve(rv_run *r, size_t n, rv_err *err) {
     return RV_OK;
 }
 
+size_t rv_run_bytes(const rv_run *r) {
+    const void *const all[] = {r->x,  r->y,  r->q,      r->k,  r->v,     r->att,     r->gate,
+                               r->up, r->cs, r->packed, r->at, r->tiles, r->scratch, r->parts};
+    size_t bytes = 0;
+    for (size_t i = 0; i < RV_COUNT(all); i++) bytes += rv_alloc_bytes(all[i]);
+    return bytes;
+}
+
 /* ---- matrix products ---- */
 
 enum { MAX_JOBS = 3, PACK_ROWS = 64 };

@@ -92,17 +92,24 @@ static bool report(void *ctx, double fraction) {
 }
 
 /* model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0, kv_budget=0,
- * kv_store=0, kv_rotate=True, kv_tail=0, kv_batch=0, kv_fit=0, share=True, numerics=0) */
+ * kv_store=0, kv_rotate=True, kv_tail=0, kv_batch=0, kv_fit=0, share=True, numerics=0,
+ * memory=None) */
 static PyObject *model_open(PyObject *m, PyObject *args) {
     rv_py_state *st = rv_py_state_of_module(m);
-    PyObject *path = NULL, *fn;
+    PyObject *path = NULL, *fn, *memory = Py_None;
+    rv_budget *budget = NULL;
     unsigned long long kv_budget = 0;
     int n_threads, kv_type, n_batch, prefault, repack = 0;
     int kv_store = 0, kv_rotate = 1, kv_tail = 0, kv_batch = 0, kv_fit = 0, share = 1, numerics = 0;
-    if (!PyArg_ParseTuple(args, "O&iiipO|iKipiiipi:model_open", PyUnicode_FSConverter, &path,
+    if (!PyArg_ParseTuple(args, "O&iiipO|iKipiiipiO:model_open", PyUnicode_FSConverter, &path,
                           &n_threads, &kv_type, &n_batch, &prefault, &fn, &repack, &kv_budget,
-                          &kv_store, &kv_rotate, &kv_tail, &kv_batch, &kv_fit, &share, &numerics))
+                          &kv_store, &kv_rotate, &kv_tail, &kv_batch, &kv_fit, &share, &numerics,
+                          &memory))
         return NULL;
+    if (rv_py_get_budget(st, memory, &budget) < 0) {
+        Py_DECREF(path);
+        return NULL;
+    }
     progress p = {fn, false};
     rv_model_opts o = {.n_threads = n_threads,
                        .kv_type = (rv_kv_type)kv_type,
@@ -111,6 +118,7 @@ static PyObject *model_open(PyObject *m, PyObject *args) {
                        .repack = (rv_repack)repack,
                        .numerics = (rv_numerics)numerics,
                        .kv_budget = kv_budget,
+                       .memory = budget,
                        .kv_store = (rv_kv_type)kv_store,
                        .kv_no_rotate = !kv_rotate,
                        .kv_tail = kv_tail,
@@ -235,6 +243,18 @@ static PyObject *model_repacked_bytes(PyObject *o, PyObject *none) {
     return PyLong_FromSize_t(rv_model_repacked_bytes(((rv_py_model *)o)->h));
 }
 
+static PyObject *model_work_bytes(PyObject *o, PyObject *none) {
+    (void)none;
+    return PyLong_FromSize_t(rv_model_work_bytes(((rv_py_model *)o)->h));
+}
+
+static PyObject *model_memory(PyObject *o, PyObject *none) {
+    (void)none;
+    rv_budget *b = rv_model_memory(((rv_py_model *)o)->h);
+    if (!b) Py_RETURN_NONE;
+    return rv_py_budget_wrap(rv_py_state_of(Py_TYPE(o)), rv_budget_ref(b));
+}
+
 static PyObject *model_kv_stats(PyObject *o, PyObject *none) {
     (void)none;
     rv_kv_stats s;
@@ -256,6 +276,8 @@ static PyMethodDef model_methods[] = {
     {"tokenizer", model_tokenizer, METH_NOARGS, "The file's Tokenizer, or None."},
     {"gguf", model_gguf, METH_NOARGS, "The open file as a GGUF."},
     {"repacked_bytes", model_repacked_bytes, METH_NOARGS, "Memory of repacked weights so far."},
+    {"work_bytes", model_work_bytes, METH_NOARGS, "Memory of work areas that are not in use."},
+    {"memory", model_memory, METH_NOARGS, "The Budget of its keys and values, or None."},
     {"kv_stats", model_kv_stats, METH_NOARGS, "Memory of keys and values, and its use, as a dict."},
     {"embed", model_embed, METH_VARARGS, "embed(tokens, lengths, cancel) -> Array (n, n_embd)."},
     {NULL, NULL, 0, NULL},
@@ -279,7 +301,7 @@ static PyMethodDef functions[] = {
     {"model_open", model_open, METH_VARARGS,
      "model_open(path, n_threads, kv_type, n_batch, prefault, progress, repack=0, kv_budget=0, "
      "kv_store=0, kv_rotate=True, kv_tail=0, kv_batch=0, kv_fit=0, share=True, "
-     "numerics=0) -> Model."},
+     "numerics=0, memory=None) -> Model."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -71,8 +71,9 @@ static int module_exec(PyObject *m) {
     if (take_errors(st) < 0) return -1;
     if (PyModule_AddStringConstant(m, "version", rv_version()) < 0) return -1;
     int (*const parts[])(PyObject *, rv_py_state *) = {
-        rv_py_add_array, rv_py_add_page,    rv_py_add_kernels, rv_py_add_gguf,   rv_py_add_tok,
-        rv_py_add_model, rv_py_add_session, rv_py_add_sampler, rv_py_add_engine, rv_py_add_store,
+        rv_py_add_array,   rv_py_add_page,   rv_py_add_kernels, rv_py_add_gguf,
+        rv_py_add_tok,     rv_py_add_memory, rv_py_add_model,   rv_py_add_session,
+        rv_py_add_sampler, rv_py_add_engine, rv_py_add_store,
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         if (parts[i](m, st) < 0) return -1;
@@ -80,9 +81,10 @@ static int module_exec(PyObject *m) {
 }
 
 static PyObject **type_slots(rv_py_state *st, size_t i) {
-    PyTypeObject **const slots[] = {&st->array,  &st->page,    &st->gguf,     &st->tok,
-                                    &st->model,  &st->session, &st->cancel,   &st->sampler,
-                                    &st->engine, &st->store,   &st->gguf_view};
+    PyTypeObject **const slots[] = {&st->array,  &st->page,    &st->gguf,      &st->tok,
+                                    &st->model,  &st->session, &st->cancel,    &st->sampler,
+                                    &st->engine, &st->store,   &st->gguf_view, &st->budget,
+                                    &st->holder};
     return i < sizeof slots / sizeof slots[0] ? (PyObject **)slots[i] : NULL;
 }
 

@@ -16,8 +16,8 @@ enum { RV_PY_N_STATUS = 11 };
 
 typedef struct rv_py_state {
     PyObject *errors[RV_PY_N_STATUS]; /* exception class of status -i; [0] is RuvllmError */
-    PyTypeObject *array, *page, *gguf, *gguf_view, *tok, *model, *session, *cancel, *sampler,
-        *engine, *store;
+    PyTypeObject *array, *page, *gguf, *gguf_view, *tok, *budget, *holder, *model, *session,
+        *cancel, *sampler, *engine, *store;
 } rv_py_state;
 
 extern struct PyModuleDef rv_py_module;
@@ -82,6 +82,10 @@ typedef struct {
     rv_model *h;
 } rv_py_model;
 
+/* The budget inside a Budget, or NULL for None.  -1 with an exception set for anything else. */
+int rv_py_get_budget(rv_py_state *st, PyObject *o, rv_budget **out);
+/* A Budget that owns one reference to the handle; takes it over, on failure too. */
+PyObject *rv_py_budget_wrap(rv_py_state *st, rv_budget *take);
 /* The flag inside a Cancel, or NULL for None. -1 with an exception set for anything else. */
 int rv_py_get_cancel(rv_py_state *st, PyObject *o, rv_cancel **out);
 /* A Tokenizer that owns one reference to the handle; takes it over, on failure too. */
@@ -119,6 +123,7 @@ int rv_py_add_page(PyObject *m, rv_py_state *st);
 int rv_py_add_kernels(PyObject *m, rv_py_state *st);
 int rv_py_add_gguf(PyObject *m, rv_py_state *st);
 int rv_py_add_tok(PyObject *m, rv_py_state *st);
+int rv_py_add_memory(PyObject *m, rv_py_state *st);
 int rv_py_add_model(PyObject *m, rv_py_state *st);
 int rv_py_add_session(PyObject *m, rv_py_state *st);
 int rv_py_add_sampler(PyObject *m, rv_py_state *st);

@@ -217,7 +217,7 @@ class Loop:
                 self._busy = True
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, FullError):  # requests outside of the engine hold the cache
+        if isinstance(error, FullError):  # others than the engine hold the memory
             time.sleep(0.005)
             return
         self._n_failed += 1

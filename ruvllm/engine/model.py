@@ -24,6 +24,7 @@ from ruvllm.engine._params import SamplingParams, check_one_of, check_whole
 from ruvllm.engine._record import Record, Recorder
 from ruvllm.engine._reply import Constraint, Reply
 from ruvllm.engine._tune import tuned_threads
+from ruvllm.engine.memory import MemoryPool, know_model
 from ruvllm.engine.results import Chunk, GenerationResult
 from ruvllm.engine.tokenizer import Tokenizer, need_tokenizer
 from ruvllm.memory.witness import WitnessLog
@@ -48,9 +49,9 @@ class ModelInfo:
     window in tokens, 0: none.  n_kv_layers: layers that keep keys and values.  kv_type: of them.
     kv_bytes_per_token: what a session keeps of a token.  kv_store, kv_store_bytes_per_token: what
     old ones move to, or None, and what they take there.  main_type: the type most weight bytes
-    have.  numerics: "fast" where that was asked for and makes a difference with these weights on this
-    CPU, else "exact".  kv_gate: what ``check_kv`` found out about the store: "passed", "failed" (and it was
-    taken anyway), "unchecked"; None: it needs no check.
+    have.  numerics: "fast" where that was asked for and makes a difference with these weights on
+    this CPU, else "exact".  kv_gate: what ``check_kv`` found out about the store: "passed",
+    "failed" (and it was taken anyway), "unchecked"; None: it needs no check.
     """
 
     arch: str
@@ -84,12 +85,13 @@ class ModelInfo:
 class KVStats:
     """Memory of the keys, values and recurrent states of all sequences of a model.
 
-    budget_bytes: most that may be held.  held_bytes, peak_bytes: now, and the most it ever was.
-    used_bytes: of pages that something refers to.  n_pages, n_pages_free: with such a reference,
-    and without one in held memory.  n_evictable: pages kept for nobody but requests to come.
-    n_evicted: pages of that kind that had to go.  n_nodes: of the tree of known prefixes.
-    n_sequences: alive.  n_looked_up, n_hit: prompt tokens asked for, and found.  n_migrated:
-    blocks moved to the store type.  n_copied: pages copied because another sequence shared them.
+    budget_bytes: most that may be held, by others of the same MemoryPool too.  held_bytes,
+    peak_bytes: now, and the most it ever was.  used_bytes: of pages that something refers to.
+    n_pages, n_pages_free: with such a reference, and without one in held memory.  n_evictable:
+    pages kept for nobody but requests to come.  n_evicted: pages of that kind that had to go.
+    n_nodes: of the tree of known prefixes.  n_sequences: alive.  n_looked_up, n_hit: prompt tokens
+    asked for, and found.  n_migrated: blocks moved to the store type.  n_copied: pages copied
+    because another sequence shared them.
     """
 
     budget_bytes: int
@@ -125,6 +127,7 @@ class Model:
     changes a result.  kv_type: how keys and values are kept, "f32", "f16", "q8_0", "q4_0", or
     "auto": F32 for F32 weights, else F16.
     kv_budget: bytes that keys and values of all requests may take; None: half of the memory that is
+    available.  memory: a MemoryPool in which they count instead, with other models and blocks.
     available.  kv_store: "q8_0", "q4_0" or "k8v4" (keys in 8 bits, values in 4): positions older
     than the last kv_tail move to that type (kv_type is then "f16" or "f32"), kv_batch at a time,
     both multiples of 64; None: none do.
@@ -163,6 +166,7 @@ class Model:
         chat_template: str | None = None,
         witness: bool | WitnessLog = True,
         kv_budget: int | None = None,
+        memory: MemoryPool | None = None,
         kv_store: Literal["q8_0", "q4_0", "k8v4"] | None = None,
         kv_rotate: bool = True,
         kv_tail: int = 256,
@@ -184,6 +188,10 @@ class Model:
         ):
             if value is not None:
                 check_whole(name, value, 1, most)
+        if memory is not None and not isinstance(memory, MemoryPool):
+            raise ArgumentError(f"memory: is {memory!r:.60}, want a MemoryPool or None")
+        #: The pool its keys and values count in; None: a budget of its own.
+        self.memory = memory
         self.path = os.fspath(path) if path is not None else bundled_model()
         threads = n_threads or tuned_threads(self.path) or 0
         known = gate(self.path, kv_store, kv_rotate, kv_gate)
@@ -203,6 +211,7 @@ class Model:
             _KV_FITS[kv_fit],
             share_prefix,
             _NUMERICS[numerics],
+            None if memory is None else memory._core,
         )
         fields = self._core.info()
         names = {number: name for name, (number, _, _) in _core.dtypes().items()}
@@ -216,6 +225,7 @@ class Model:
         self._template: ChatTemplate | None = None
         self._vocab: ModelVocab | None = None
         self._recorder = Recorder(self, witness)
+        know_model(self)
 
     # -- text and ids -------------------------------------------------------------------------
 

@@ -8,6 +8,19 @@
 enum { D = 32 };
 static const int32_t HEADS[] = {2, 1};
 
+rv_km_budget rv_km_budget_open(uint64_t bytes) {
+    rv_km_budget b;
+    CHECK(rv_budget_new(&b.b, bytes, NULL) == RV_OK);
+    CHECK(rv_budget_join(&b.m, b.b, "one", 0, NULL, NULL, NULL) == RV_OK);
+    return b;
+}
+
+void rv_km_budget_free(rv_km_budget *b) {
+    CHECK(rv_budget_held(b->m) == 0);
+    rv_budget_leave(&b->m);
+    rv_budget_free(&b->b);
+}
+
 rv_kv_format rv_km_format(rv_kv_type type, rv_kv_type store, bool rotate, bool state) {
     return (rv_kv_format){.n_layers = 2,
                           .heads = HEADS,

@@ -8,6 +8,14 @@
 
 enum { RV_KM_LEN = 1024, RV_KM_STATE = 48 }; /* most tokens; floats of state */
 
+/* A budget with one member. */
+typedef struct rv_km_budget {
+    rv_budget *b;
+    rv_budget_member *m;
+} rv_km_budget;
+rv_km_budget rv_km_budget_open(uint64_t bytes);
+void rv_km_budget_free(rv_km_budget *b); /* nothing is held of it */
+
 typedef struct rv_km {
     rv_kv *kv;
     rv_kv_cache *c;

@@ -4,13 +4,13 @@
 extern const rv_test tests_attn[], tests_base[], tests_batch[], tests_budget[], tests_engine[],
     tests_gguf[], tests_kernels[], tests_kv[], tests_kvfile[], tests_numerics[], tests_ops[],
     tests_pages[], tests_panels[], tests_pass[], tests_prefix[], tests_sample[], tests_sched[],
-    tests_spans[], tests_store[], tests_tok[];
+    tests_shared[], tests_spans[], tests_store[], tests_tok[];
 
 static const rv_test *const ALL[] = {
-    tests_attn,   tests_base,    tests_batch,  tests_budget, tests_engine,
-    tests_gguf,   tests_kernels, tests_kv,     tests_kvfile, tests_numerics,
-    tests_ops,    tests_pages,   tests_panels, tests_pass,   tests_prefix,
-    tests_sample, tests_sched,   tests_spans,  tests_store,  tests_tok,
+    tests_attn,    tests_base,  tests_batch,  tests_budget,   tests_engine, tests_gguf,
+    tests_kernels, tests_kv,    tests_kvfile, tests_numerics, tests_ops,    tests_pages,
+    tests_panels,  tests_pass,  tests_prefix, tests_sample,   tests_sched,  tests_shared,
+    tests_spans,   tests_store, tests_tok,
 };
 
 int main(int argc, char **argv) {

@@ -2,6 +2,7 @@
  * back is always what was written for those tokens. */
 #include <pthread.h>
 
+#include "kv/impl.h"
 #include "kv_model.h"
 
 static rv_kv_cache_stats stats_of(rv_kv_cache *c) {
@@ -15,7 +16,7 @@ static void close_cache(rv_kv_cache **c) {
     const rv_kv_cache_stats s = stats_of(*c);
     CHECK(s.n_sequences == 0);
     for (int k = 0; k < RV_PAGE_CLASSES; k++) CHECK(s.pages.n_used[k] == s.pages.n_spare[k]);
-    CHECK(rv_kv_cache_set_budget(*c, 0) == 0);
+    CHECK(rv_budget_resize(rv_kv_cache_budget(*c), 0) == 0);
     CHECK(stats_of(*c).pages.held_bytes == 0 && stats_of(*c).prefix.n_nodes == 0);
     rv_kv_cache_free(c);
 }
@@ -233,8 +234,8 @@ static void both_tiers_are_shared(void) {
     CHECK(rv_kv_peek(c, &a.id, sizeof a.id, text(6, 301), 101) == 100);
     const rv_kv_cache_stats s = stats_of(c);
     const uint64_t budget = s.pages.budget_bytes;
-    CHECK(rv_kv_cache_set_budget(c, s.pages.held_bytes - 1) == 0);
-    CHECK(rv_kv_cache_set_budget(c, budget) == 0);
+    CHECK(rv_budget_resize(rv_kv_cache_budget(c), s.pages.held_bytes - 1) == 0);
+    CHECK(rv_budget_resize(rv_kv_cache_budget(c), budget) == 0);
     CHECK(rv_kv_peek(c, &a.id, sizeof a.id, text(6, 301), 101) == 0);
     CHECK(rv_kv_peek(c, &a.id, sizeof a.id, text(6, 301), 301) == 288);
     CHECK(rv_km_match(&a, text(6, 301), 301) == 288);
@@ -274,8 +275,9 @@ static void nothing_is_resumed_without_all_its_pages(void) {
         for (size_t k = 0; k < n_pins; k++) rv_kv_page_pin(c, pins[k]);
         rv_km_free(&a);
         const uint64_t budget = stats_of(c).pages.budget_bytes;
-        CHECK(rv_kv_cache_set_budget(c, 0) > 0);
-        CHECK(rv_kv_cache_set_budget(c, budget) == 0 && stats_of(c).prefix.n_evictable == 0);
+        CHECK(rv_budget_resize(rv_kv_cache_budget(c), 0) > 0 && stats_of(c).pages.clear_bytes == 0);
+        CHECK(rv_budget_resize(rv_kv_cache_budget(c), budget) == 0);
+        while (rv_prefix_evict(c->tree) >= 0) {} /* from slabs that stay, too */
         rv_km_new(&a, c, 1);
         CHECK(rv_km_match(&a, text(6, CASES[i].n), CASES[i].n) == CASES[i].left);
         grow_to(&a, 6, CASES[i].n + 10, 30);
@@ -345,7 +347,8 @@ static void lack_of_room_changes_nothing(void) {
     grow_to(&a, 1, 160, 60);
     CHECK(stats_of(c).prefix.n_evictable == 0 && !rv_kv_cache_has_room(c, 1));
     CHECK(rv_km_grow(&a, text(1, 200), 1, NULL, NULL) == RV_EFULL);
-    CHECK(rv_kv_cache_set_budget(c, 0) == 10 * rv_kv_cache_page_bytes(c, RV_KEEP_HOT));
+    CHECK(rv_budget_resize(rv_kv_cache_budget(c), 0) ==
+          10 * rv_kv_cache_page_bytes(c, RV_KEEP_HOT));
     rv_km_check(&a, 1);
     CHECK(stats_of(c).pages.peak_bytes <= 10 * rv_kv_cache_page_bytes(c, RV_KEEP_HOT));
     rv_km_free(&a);
@@ -667,7 +670,7 @@ static void random_step(world *w) {
     } else if (r < 85) {
         rv_km_free(s);
     } else if (r < 90) {
-        rv_kv_cache_set_budget(w->c, pick(w, 2) ? w->budget : w->budget / 2);
+        rv_budget_resize(rv_kv_cache_budget(w->c), pick(w, 2) ? w->budget : w->budget / 2);
     } else if (r < 95) {
         random_pin(w, s);
     } else {

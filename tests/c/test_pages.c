@@ -1,6 +1,5 @@
 /* kv/pages: strategies, budgets, failing allocations, and random operations against a model. */
-#include "kv/pages.h"
-#include "test.h"
+#include "kv_model.h"
 
 static const rv_fit FITS[] = {RV_FIT_FIRST, RV_FIT_BEST, RV_FIT_ROUND_ROBIN};
 
@@ -19,7 +18,8 @@ static void fits_choose_different_slabs(void) {
     for (size_t f = 0; f < 3; f++) {
         rv_pages *p;
         rv_page a[24], b[3];
-        CHECK(rv_pages_new(&p, &bytes, 1, (uint64_t)64 << 20, FITS[f], NULL) == RV_OK);
+        rv_km_budget own = rv_km_budget_open((uint64_t)64 << 20);
+        CHECK(rv_pages_new(&p, &bytes, 1, own.m, FITS[f], NULL) == RV_OK);
         for (size_t i = 0; i < 24; i++) a[i] = rv_pages_alloc(p, 0);
         CHECK(a[0] >> 6 == 1 && a[8] >> 6 == 2 && a[23] >> 6 == 3);
         CHECK(stats_of(p).held_bytes == 24 * bytes && stats_of(p).n_free[0] == 0);
@@ -33,7 +33,9 @@ static void fits_choose_different_slabs(void) {
         for (size_t i = 13; i < 16; i++) rv_pages_unref(p, a[i]);
         CHECK((stats_of(p).held_bytes == 16 * bytes) == BACK[f]);
         CHECK(stats_of(p).peak_bytes == 24 * bytes);
+        CHECK(rv_budget_held(own.m) == stats_of(p).held_bytes);
         rv_pages_free(&p);
+        rv_km_budget_free(&own);
     }
 }
 
@@ -47,7 +49,8 @@ static void few_free_pages_among_many_are_found(void) {
     rv_page *a = rv_malloc(N * sizeof *a);
     for (size_t f = 0; f < 3; f++) {
         rv_pages *p;
-        CHECK(rv_pages_new(&p, &bytes, 1, (uint64_t)N * bytes, FITS[f], NULL) == RV_OK);
+        rv_km_budget own = rv_km_budget_open((uint64_t)N * bytes);
+        CHECK(rv_pages_new(&p, &bytes, 1, own.m, FITS[f], NULL) == RV_OK);
         for (size_t i = 0; i < N; i++) {
             a[i] = rv_pages_alloc(p, 0);
             CHECK(a[i] == ((i / 64 + 1) << 6 | i % 64));
@@ -63,6 +66,7 @@ static void few_free_pages_among_many_are_found(void) {
         }
         CHECK(stats_of(p).held_bytes == 0 && stats_of(p).n_free[0] == 0);
         rv_pages_free(&p);
+        rv_km_budget_free(&own);
     }
     rv_free(a);
 }
@@ -72,36 +76,73 @@ static void small_budgets_hold_what_they_say(void) {
     rv_pages *p;
     rv_err err = {0};
     const uint64_t one = (1 << 20) + 4096 + 64;
-    CHECK(rv_pages_new(&p, BYTES, 3, one - 1, RV_FIT_FIRST, &err) == RV_EFULL && !p);
+    rv_km_budget own = rv_km_budget_open(one - 1);
+    CHECK(rv_pages_new(&p, BYTES, 3, own.m, RV_FIT_FIRST, &err) == RV_EFULL && !p);
     CHECK(strstr(err.msg, "1052735 bytes"));
-    CHECK(rv_pages_new(&p, BYTES, 5, one, RV_FIT_FIRST, NULL) == RV_EARG);
-    CHECK(rv_pages_new(&p, (size_t[]){100}, 1, one, RV_FIT_FIRST, NULL) == RV_EARG);
-    CHECK(rv_pages_new(&p, BYTES, 3, one, RV_FIT_FIRST, NULL) == RV_OK);
+    CHECK(rv_budget_resize(own.b, one) == 0);
+    CHECK(rv_pages_new(&p, BYTES, 5, own.m, RV_FIT_FIRST, NULL) == RV_EARG);
+    CHECK(rv_pages_new(&p, (size_t[]){100}, 1, own.m, RV_FIT_FIRST, NULL) == RV_EARG);
+    CHECK(rv_pages_new(&p, BYTES, 3, own.m, RV_FIT_FIRST, NULL) == RV_OK);
     size_t need[RV_PAGE_CLASSES] = {1, 1, 1};
     CHECK(rv_pages_fits(p, need) && !rv_pages_fits(p, (size_t[RV_PAGE_CLASSES]){1, 1, 2}));
     CHECK(!rv_pages_fits(p, (size_t[RV_PAGE_CLASSES]){SIZE_MAX, 0, 0}));
+    CHECK(rv_pages_lack(p, (size_t[RV_PAGE_CLASSES]){1, 2, 1}) == 4096);
+    CHECK(rv_pages_lack(p, (size_t[RV_PAGE_CLASSES]){SIZE_MAX, SIZE_MAX, 0}) == UINT64_MAX);
     const rv_page a = rv_pages_alloc_beside(p, 2, need);
     need[2] = 0; /* is taken */
     const rv_page b = rv_pages_alloc_beside(p, 1, need), c = rv_pages_alloc(p, 0);
     CHECK(a && b && c && stats_of(p).held_bytes == one && stats_of(p).used_bytes == one);
     CHECK(!rv_pages_alloc(p, 2) && !rv_pages_starved(p) && stats_of(p).n_refused == 1);
     CHECK(rv_pages_class(p, b) == 1 && rv_pages_bytes(p, 1) == 4096 && rv_pages_n_refs(p, b) == 1);
-    rv_pages_set_budget(p, 4096);
+    CHECK(rv_budget_resize(own.b, 4096) == one - 4096 && stats_of(p).budget_bytes == 4096);
     rv_pages_unref(p, c);
     CHECK(!rv_pages_alloc(p, 1) && stats_of(p).held_bytes == 4096 + 64);
+    CHECK(rv_pages_lack(p, (size_t[RV_PAGE_CLASSES]){0, 1, 0}) == 4096 + 64);
     rv_pages_unref(p, a);
     rv_pages_unref(p, b);
     CHECK(stats_of(p).held_bytes == 0 && rv_pages_alloc(p, 1) && stats_of(p).peak_bytes == one);
     rv_pages_free(&p);
+    rv_km_budget_free(&own);
+}
+
+/* What another member holds is not there; what is given back is, for both. */
+static void pools_share_a_budget(void) {
+    enum { KIB = 1024 };
+    const size_t bytes = 4 * KIB;
+    rv_km_budget own = rv_km_budget_open(64 * KIB);
+    rv_budget_member *other;
+    rv_pages *p, *q;
+    rv_page a[16];
+    CHECK(rv_budget_join(&other, own.b, "other", 0, NULL, NULL, NULL) == RV_OK);
+    CHECK(rv_pages_new(&p, &bytes, 1, own.m, RV_FIT_FIRST, NULL) == RV_OK);
+    CHECK(rv_pages_new(&q, &bytes, 1, other, RV_FIT_FIRST, NULL) == RV_OK);
+    for (size_t i = 0; i < 12; i++) CHECK((a[i] = rv_pages_alloc(p, 0)) != 0);
+    for (size_t i = 12; i < 16; i++) CHECK((a[i] = rv_pages_alloc(q, 0)) != 0);
+    CHECK(!rv_pages_alloc(p, 0) && !rv_pages_alloc(q, 0) && !rv_pages_starved(q));
+    size_t need[RV_PAGE_CLASSES] = {4};
+    CHECK(rv_pages_lack(p, need) == 16 * KIB);
+    rv_pages_set_owner(p, a[0], 7); /* could be given up, and its slab with it */
+    CHECK(rv_pages_lack(p, need) == 12 * KIB && rv_pages_lack(q, need) == 16 * KIB);
+    CHECK(stats_of(p).clear_bytes == 4 * KIB && stats_of(q).clear_bytes == 0);
+    CHECK(rv_pages_unref(q, a[15]) == 0);
+    CHECK(rv_pages_lack(p, need) == 8 * KIB && rv_pages_lack(q, need) == 12 * KIB);
+    CHECK(rv_pages_alloc(p, 0) && !rv_pages_alloc(q, 0));
+    CHECK(rv_budget_held(own.m) == 52 * KIB && rv_budget_held(other) == 12 * KIB);
+    rv_pages_free(&p);
+    CHECK(rv_budget_held(own.m) == 0 && rv_pages_lack(q, need) == 0 && rv_pages_alloc(q, 0));
+    rv_pages_free(&q);
+    rv_budget_leave(&other);
+    rv_km_budget_free(&own);
 }
 
 static void failed_allocations_change_nothing(void) {
+    rv_km_budget own = rv_km_budget_open(4096 * 1100);
     const size_t bytes = 4096, live = rv_live_bytes();
     rv_pages *p = NULL;
     rv_test_fail_alloc_at(0);
-    CHECK(rv_pages_new(&p, &bytes, 1, 1 << 20, RV_FIT_BEST, NULL) == RV_ENOMEM && !p);
+    CHECK(rv_pages_new(&p, &bytes, 1, own.m, RV_FIT_BEST, NULL) == RV_ENOMEM && !p);
     rv_test_fail_alloc_at(-1);
-    CHECK(rv_pages_new(&p, &bytes, 1, 4096 * 1100, RV_FIT_BEST, NULL) == RV_OK);
+    CHECK(rv_pages_new(&p, &bytes, 1, own.m, RV_FIT_BEST, NULL) == RV_OK);
     for (size_t i = 0; i < 1000;) { /* grows its tables several times */
         const rv_pages_stats s = stats_of(p);
         long k = 0;
@@ -113,12 +154,14 @@ static void failed_allocations_change_nothing(void) {
             if (page) break;
             CHECK(rv_pages_starved(p) && stats_of(p).n_refused == s.n_refused + (uint64_t)k + 1);
             CHECK(stats_of(p).held_bytes == s.held_bytes && stats_of(p).n_used[0] == s.n_used[0]);
+            CHECK(rv_budget_held(own.m) == s.held_bytes);
         }
         CHECK(k == 0 || s.n_free[0] == 0);
         for (i++; i % 31; i++) CHECK(rv_pages_alloc(p, 0));
     }
     rv_pages_free(&p);
     CHECK(rv_live_bytes() == live);
+    rv_km_budget_free(&own);
 }
 
 /* ---- random operations ---- */
@@ -235,8 +278,8 @@ static void random_operations_match_a_model(void) {
         memset(&m, 0, sizeof m);
         m.rand = seed;
         printf("pages: seed %d\n", (int)seed);
-        CHECK(rv_pages_new(&m.p, SIZES, RV_PAGE_CLASSES, budget, FITS[seed / 3 % 3], NULL) ==
-              RV_OK);
+        rv_km_budget own = rv_km_budget_open(budget);
+        CHECK(rv_pages_new(&m.p, SIZES, RV_PAGE_CLASSES, own.m, FITS[seed / 3 % 3], NULL) == RV_OK);
         for (int i = 0; i < 12000; i++) {
             step(&m);
             if (i % 64 == 0) check(&m);
@@ -247,6 +290,7 @@ static void random_operations_match_a_model(void) {
         check(&m);
         CHECK(stats_of(m.p).held_bytes == 0);
         rv_pages_free(&m.p);
+        rv_km_budget_free(&own);
     }
 }
 
@@ -254,6 +298,7 @@ const rv_test tests_pages[] = {
     {"fits_choose_different_slabs", fits_choose_different_slabs},
     {"few_free_pages_among_many_are_found", few_free_pages_among_many_are_found},
     {"small_budgets_hold_what_they_say", small_budgets_hold_what_they_say},
+    {"pools_share_a_budget", pools_share_a_budget},
     {"failed_page_allocations_change_nothing", failed_allocations_change_nothing},
     {"random_page_operations_match_a_model", random_operations_match_a_model},
     {NULL, NULL},

@@ -1,6 +1,5 @@
 /* kv/prefix: collisions, identities, order of eviction, and random operations against a model. */
-#include "kv/prefix.h"
-#include "test.h"
+#include "kv_model.h"
 
 static rv_prefix_stats stats_of(const rv_prefix *t) {
     rv_prefix_stats s;
@@ -10,8 +9,20 @@ static rv_prefix_stats stats_of(const rv_prefix *t) {
 
 static const size_t SIZES[] = {64, 128, 192};
 
+static rv_km_budget g_budget; /* of the tree that is open */
+
+static void open_pages(rv_pages **p) {
+    g_budget = rv_km_budget_open(1 << 20);
+    CHECK(rv_pages_new(p, SIZES, 3, g_budget.m, RV_FIT_FIRST, NULL) == RV_OK);
+}
+
+static void close_pages(rv_pages **p) {
+    rv_pages_free(p);
+    rv_km_budget_free(&g_budget);
+}
+
 static void open_tree(rv_pages **p, rv_prefix **t, int hash_bits) {
-    CHECK(rv_pages_new(p, SIZES, 3, 1 << 20, RV_FIT_FIRST, NULL) == RV_OK);
+    open_pages(p);
     CHECK(rv_prefix_new(t, *p, hash_bits, NULL) == RV_OK);
 }
 
@@ -20,7 +31,7 @@ static void close_tree(rv_pages **p, rv_prefix **t) {
     rv_prefix_free(t);
     rv_pages_get_stats(*p, &s);
     CHECK(s.held_bytes == 0);
-    rv_pages_free(p);
+    close_pages(p);
 }
 
 /* Sixteen tokens made of a number. */
@@ -33,9 +44,9 @@ static const int32_t *tokens(uint64_t x) {
 static void collisions_are_found_by_comparing(void) {
     rv_pages *p;
     rv_prefix *t;
-    CHECK(rv_pages_new(&p, SIZES, 3, 1 << 20, RV_FIT_FIRST, NULL) == RV_OK);
+    open_pages(&p);
     CHECK(rv_prefix_new(&t, p, 0, NULL) == RV_EARG && rv_prefix_new(&t, p, 65, NULL) == RV_EARG);
-    rv_pages_free(&p);
+    close_pages(&p);
     for (int bits = 1; bits <= 64; bits += 7) {
         rv_node roots[2], a[300], b[300];
         open_tree(&p, &t, bits);
@@ -123,7 +134,7 @@ static void the_longest_beginning_is_found(void) {
 static void failed_allocations_change_nothing(void) {
     rv_pages *p;
     rv_prefix *t = NULL;
-    CHECK(rv_pages_new(&p, SIZES, 3, 1 << 20, RV_FIT_FIRST, NULL) == RV_OK);
+    open_pages(&p);
     const size_t live = rv_live_bytes();
     for (long k = 0; k < 3; k++) {
         rv_test_fail_alloc_at(k);

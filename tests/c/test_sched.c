@@ -272,7 +272,7 @@ static void a_smaller_budget_ends_what_cannot_fit(void) {
     sim_req *large = ask(&s, 400, 50, RV_PRIORITY_NORMAL, 0);
     sim_req *small = ask(&s, 50, 5, RV_PRIORITY_NORMAL, 0);
     CHECK(sim_step(&s, 128, NULL) == RV_OK);
-    rv_kv_cache_set_budget(s.cache, c.pages.budget_bytes / 4);
+    rv_budget_resize(rv_kv_cache_budget(s.cache), c.pages.budget_bytes / 4);
     bool idle = false;
     for (int i = 0; !idle && i < 200; i++) {
         rv_sched_event e[8];
@@ -423,8 +423,8 @@ static void cancel_at_every_step(void) {
         sim_drain(&s);
         rv_kv_cache_stats c;
         rv_kv_cache_get_stats(s.cache, &c);
-        CHECK(rv_kv_cache_set_budget(s.cache, 0) == 0);
-        rv_kv_cache_set_budget(s.cache, c.pages.budget_bytes);
+        CHECK(rv_budget_resize(rv_kv_cache_budget(s.cache), 0) == 0);
+        rv_budget_resize(rv_kv_cache_budget(s.cache), c.pages.budget_bytes);
         sim_close(&s);
         if (over) break;
     }

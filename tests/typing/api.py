@@ -25,3 +25,9 @@ for chunk in model.generate("text", stream=True):
     assert_type(chunk, ruvllm.Chunk)
     assert_type(chunk.text, str)
 assert_type(ruvllm.Tokenizer("x.gguf").detokenize([1]), str)
+
+pool = ruvllm.MemoryPool(1 << 20)
+with pool.allocate(ruvllm.LoraAdapter("a", 8, 4), 100, evict=lambda b: b.kind) as block:
+    assert_type(block, ruvllm.MemoryBlock)
+assert_type(pool.pressure, float)
+assert_type(ruvllm.memory(), ruvllm.MemoryReport)
