@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ruvllm.engine._generate import Generation
     from ruvllm.engine._record import Replay, replay
     from ruvllm.engine.batching import Engine, EngineMetrics, Request
+    from ruvllm.engine.conversation import Conversation
     from ruvllm.engine.convert import convert
     from ruvllm.engine.minilm import minilm_path
     from ruvllm.engine.model import KVStats, Model, ModelInfo
@@ -56,6 +57,7 @@ _HOME = {
     "ruvllm.engine._generate": ("Generation",),
     "ruvllm.engine._record": ("Replay", "replay"),
     "ruvllm.engine.batching": ("Engine", "EngineMetrics", "Request"),
+    "ruvllm.engine.conversation": ("Conversation",),
     "ruvllm.engine.convert": ("convert",),
     "ruvllm.engine.minilm": ("minilm_path",),
     "ruvllm.engine.model": ("KVStats", "Model", "ModelInfo"),
@@ -72,6 +74,7 @@ __all__ = [
     "Cancel",
     "CancelledError",
     "Chunk",
+    "Conversation",
     "Engine",
     "EngineMetrics",
     "FileError",
