@@ -492,16 +492,23 @@ rv_status rv_engine_allow(rv_engine *e, uint64_t id, const uint32_t *allow, rv_e
     return st;
 }
 
+/* In the thread that steps, for as long as e->stepping. */
+static rv_status enter(rv_engine *e, rv_err *err) {
+    const rv_status st = check_process(e, err);
+    if (st != RV_OK) return st;
+    if (atomic_exchange(&e->stepping, true))
+        return rv_fail(err, RV_ESTATE, "engine: is stepping in another thread");
+    return RV_OK;
+}
+
 rv_status rv_engine_step(rv_engine *e, const rv_engine_event **events, size_t *n, bool *idle,
                          rv_err *err) {
     rv_err_clear(err);
     *events = e->events;
     *n = 0;
     *idle = false;
-    rv_status st = check_process(e, err);
+    rv_status st = enter(e, err);
     if (st != RV_OK) return st;
-    if (atomic_exchange(&e->stepping, true))
-        return rv_fail(err, RV_ESTATE, "engine: is stepping in another thread");
     free_ended(e);
     size_t m = 0;
     st = rv_sched_step(e->sched, now_ms(), e->reports, e->cap_events, &m, idle, err);
@@ -541,17 +548,15 @@ rv_status rv_engine_park(rv_engine *e, const char *path, rv_str salt, const int3
     *n_bytes = 0;
     uint8_t *identity = NULL;
     size_t n_id = 0;
-    rv_status st = check_process(e, err);
-    if (st == RV_OK && !e->spill)
-        st = rv_fail(err, RV_EUNSUPPORTED, "park: the engine was made without a spill_dir");
-    if (st == RV_OK) st = identity_of(salt, &identity, &n_id, err);
-    if (st == RV_OK && atomic_exchange(&e->stepping, true))
-        st = rv_fail(err, RV_ESTATE, "engine: is stepping in another thread");
-    else if (st == RV_OK) {
+    if (!e->spill)
+        return rv_fail(err, RV_EUNSUPPORTED, "park: the engine was made without a spill_dir");
+    rv_status st = enter(e, err);
+    if (st != RV_OK) return st;
+    st = identity_of(salt, &identity, &n_id, err);
+    if (st == RV_OK)
         st = rv_spill_park(e->spill, path, (rv_str){(const char *)identity, n_id}, tok, n, n_kept,
                            n_bytes, err);
-        atomic_store(&e->stepping, false);
-    }
+    atomic_store(&e->stepping, false);
     rv_free(identity);
     return st;
 }
@@ -559,10 +564,9 @@ rv_status rv_engine_park(rv_engine *e, const char *path, rv_str salt, const int3
 rv_status rv_engine_park_more(rv_engine *e, uint64_t n_bytes, bool *done, rv_err *err) {
     rv_err_clear(err);
     *done = true;
-    rv_status st = check_process(e, err);
-    if (st != RV_OK || !e->spill) return st;
-    if (atomic_exchange(&e->stepping, true))
-        return rv_fail(err, RV_ESTATE, "engine: is stepping in another thread");
+    if (!e->spill) return RV_OK;
+    rv_status st = enter(e, err);
+    if (st != RV_OK) return st;
     st = rv_spill_park_more(e->spill, n_bytes, done, err);
     atomic_store(&e->stepping, false);
     return st;
