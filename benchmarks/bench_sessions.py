@@ -156,12 +156,18 @@ def bench_admitted(path: Path, folder: str, n: int, n_steps: int) -> Iterator[Fi
         n_warm = sum(t.tier == "warm" for t in talks)
         kept = model.kv_stats
         yield Figure(
-            "sessions of 1 k tokens in memory at once", n_warm, "", goal=f">= {n}", holds=n_warm >= n
+            "sessions of 1 k tokens in memory at once",
+            n_warm,
+            "",
+            goal=f">= {n}",
+            holds=n_warm >= n,
         )
         yield Figure("memory for their keys and values", kept.peak_bytes / 2**30, "GiB",
                      goal="<= 8", holds=kept.peak_bytes <= BUDGET)  # fmt: skip
         yield Figure("of the process, anonymous", anon_bytes() / 2**30, "GiB")
-        yield Figure("from its file to the next token, 1 k tokens", statistics.median(restored), "ms")
+        yield Figure(
+            "from its file to the next token, 1 k tokens", statistics.median(restored), "ms"
+        )
         some = random.Random(0).sample(talks, min(64, n))
         started = time.perf_counter()
         turns = [t.submit([7], max_tokens=n_steps, **GREEDY) for t in some]

@@ -237,9 +237,7 @@ class Engine:
         """n_waiting, n_running, n_steps, n_rows, n_tokens, n_submitted, n_refused, n_finished,
         n_cancelled, n_preempted, n_prompt, n_cached (int); step_ms, rows_per_step (float)."""
 
-    def park(
-        self, path: bytes, tokens: Sequence[int] | _Buffer, salt: bytes, /
-    ) -> tuple[int, int]:
+    def park(self, path: bytes, tokens: Sequence[int] | _Buffer, salt: bytes, /) -> tuple[int, int]:
         """Begin to write what the cache has of these tokens; in the thread that steps.
 
         Returns how many of them, and the bytes of the file; 0: nothing is there or written.

@@ -508,9 +508,9 @@ typedef struct rv_engine_event {
     const float *top_logprobs;
     size_t n_top;
     rv_finish finish;
-    const rv_err *err; /* when finish is RV_FINISH_ERROR, else NULL */
-    size_t n_cached;   /* prompt tokens that were found and not computed */
-    size_t n_restored; /* tokens that came from the file of the request */
+    const rv_err *err;  /* when finish is RV_FINISH_ERROR, else NULL */
+    size_t n_cached;    /* prompt tokens that were found and not computed */
+    size_t n_restored;  /* tokens that came from the file of the request */
     const rv_err *lost; /* why that file, or what was swapped out, was of no use; NULL: nothing */
     uint32_t n_preempted;
 } rv_engine_event;
@@ -568,8 +568,8 @@ RV_API rv_status rv_engine_park(rv_engine *e, const char *path, rv_str salt, con
  * it, and a file that was there before stands. */
 RV_API rv_status rv_engine_park_more(rv_engine *e, uint64_t n_bytes, bool *done, rv_err *err);
 /* How many of tok [n] a request would find in the cache.  Thread-safe. */
-RV_API rv_status rv_engine_peek(rv_engine *e, rv_str salt, const int32_t *tok, size_t n, size_t *out,
-                                rv_err *err);
+RV_API rv_status rv_engine_peek(rv_engine *e, rv_str salt, const int32_t *tok, size_t n,
+                                size_t *out, rv_err *err);
 /* Give back the memory of what the cache keeps of tok [n] and of no other continuation.
  * Thread-safe. */
 RV_API rv_status rv_engine_forget(rv_engine *e, rv_str salt, const int32_t *tok, size_t n,

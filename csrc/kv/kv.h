@@ -104,8 +104,8 @@ void rv_kv_free(rv_kv **kv); /* full pages stay in the tree as long as there is 
 size_t rv_kv_match(rv_kv *kv, const int32_t *tok, size_t n);
 /* What rv_kv_match would find, without taking it. */
 size_t rv_kv_peek(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n);
-/* Give back the memory of what the cache keeps of tok [n] alone: from the end to the first page that
- * a sequence holds or another continuation stands on. */
+/* Give back the memory of what the cache keeps of tok [n] alone: from the end to the first page
+ * that a sequence holds or another continuation stands on. */
 void rv_kv_forget(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n);
 size_t rv_kv_len(const rv_kv *kv);
 /* How many of its first tokens are those of tok [n]. */

@@ -11,7 +11,7 @@ goes when the memory for keys and values is nearly used up and half of what was 
 gone.  All writing is done by the thread of the engine between two steps, a few milliseconds at a
 time; what fails leaves the conversation as it was.
 
-``_lock`` guards the table and the talks' fields; nothing is written and no step waited for under it.
+``_lock`` guards the table and the talks' fields; nothing is written under it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ruvllm import _core
 from ruvllm._errors import (
@@ -40,6 +40,8 @@ from ruvllm.engine.results import GenerationResult
 
 if TYPE_CHECKING:
     from ruvllm.engine.batching import Request
+
+Tier = Literal["hot", "warm", "cold", "evicted"]
 
 _log = logging.getLogger("ruvllm")
 _SLICE_S = 0.02  # of writing between two steps
@@ -91,6 +93,7 @@ class Talks:
         model: _core.Model,
         about: tuple[str, str],
         folder: SpillFolder | None,
+        *,
         park_after: float | None,
         step_bytes: int,
     ) -> None:
@@ -175,7 +178,7 @@ class Talks:
             raise FormatError(f"{path}: tokens holds something else than ids") from None
 
     def begin(self, talk: Talk) -> None:
-        """Have the conversation for a turn, its transcript in memory; ``leave`` or ``ended`` follow.
+        """Have the conversation for a turn, until ``leave`` or ``ended``; it is in memory.
 
         Raises StateError while another turn is under way; what ``read`` raises.
         """
@@ -242,7 +245,7 @@ class Talks:
                     talk.messages = [*messages, {"role": "assistant", "content": result.text}]
         self.leave(talk)
 
-    def tier(self, talk: Talk) -> str:
+    def tier(self, talk: Talk) -> Tier:
         """Where its keys and values are."""
         tokens = talk.tokens
         if talk.busy:
@@ -369,9 +372,7 @@ class Talks:
         """The transcript, and begin with the rest, unless a file has as much of it."""
         assert self.folder is not None
         talk, tokens = order.talk, order.tokens
-        transcript = Transcript(
-            *self.about, talk.id, talk.user_id, messages, list(tokens)
-        )
+        transcript = Transcript(*self.about, talk.id, talk.user_id, messages, list(tokens))
         transcript.write(self.folder.transcript(talk.id))
         n_kept = talk.n_kept if self.folder.has_pages(talk.id) else 0
         if tokens and self._core.peek(tokens, talk.salt) > n_kept:
@@ -400,12 +401,13 @@ class Talks:
             if parked:
                 talk.tokens = talk.messages = None
                 self._warm.pop(talk.id, None)
+                alone = not any(_begins(order.tokens, talk, t) for t in self._warm.values())
             elif error is not None and not order.asked:
                 self._retry = time.monotonic() + _RETRY_S
             if talk.closed and talk.id not in self._all:
                 self.folder.forget(talk.id)
         try:
-            if parked:
+            if parked and alone:
                 self._core.forget(order.tokens, talk.salt)
         except RuvllmError as e:
             error = e
@@ -413,3 +415,11 @@ class Talks:
             _log.warning("session %s: is not parked: %s", talk.id, error)
         order.error = error
         order.over.set()
+
+
+def _begins(tokens: array[int], talk: Talk, other: Talk) -> bool:
+    """Whether all that another one has said is the beginning of these tokens of a talk."""
+    said = other.tokens
+    if not said or len(said) > len(tokens) or said[-1] != tokens[len(said) - 1]:
+        return False
+    return other.salt == talk.salt and said == tokens[: len(said)]

@@ -371,8 +371,8 @@ class Engine:
             core_model,
             (digest, self.model.info.name),
             folder,
-            park_after,
-            2 * rows * self.model.info.kv_bytes_per_token,
+            park_after=park_after,
+            step_bytes=2 * rows * self.model.info.kv_bytes_per_token,
         )
         self._loop = Loop(core, self._talks)
         self._talks.wake = self._loop.wake

@@ -19,15 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ruvllm._errors import RuvllmError
 from ruvllm.engine._record import Record
-from ruvllm.engine._talks import Talk, Talks
+from ruvllm.engine._talks import Talk, Talks, Tier
 from ruvllm.engine._transcript import as_messages
 from ruvllm.engine.results import GenerationResult
 
 if TYPE_CHECKING:
     from ruvllm.engine._reply import Reply
     from ruvllm.engine.batching import Engine, Request
-
-Tier = Literal["hot", "warm", "cold", "evicted"]
 
 
 def new_id() -> str:
@@ -124,7 +122,7 @@ class Conversation:
             if past:
                 options.setdefault("bos", False)
             ids, text = engine.model._prompt(prompt, options)
-            return self._turn([*past, *ids], text, None, priority, deadline_ms, options)
+            return self._turn(([*past, *ids], text), None, options, priority, deadline_ms)
         except BaseException:
             engine._talks.leave(talk)
             raise
@@ -148,7 +146,7 @@ class Conversation:
         try:
             messages = [*(talk.messages or ()), *as_messages(message)]
             ids, text = engine.model._render(messages, options)
-            return self._turn(ids, text, messages, priority, deadline_ms, options)
+            return self._turn((ids, text), messages, options, priority, deadline_ms)
         except BaseException:
             engine._talks.leave(talk)
             raise
@@ -175,18 +173,17 @@ class Conversation:
 
     def _turn(
         self,
-        ids: list[int],
-        text: str | None,
+        prompt: tuple[list[int], str | None],
         messages: list[dict[str, Any]] | None,
+        options: dict[str, Any],
         priority: str,
         deadline_ms: int | None,
-        options: dict[str, Any],
     ) -> Request:
         engine, talk = self._engine, self._talk
         options.setdefault("session_id", talk.id)
         options.setdefault("user_id", talk.user_id)
         return engine._submit(
-            (ids, text),
+            prompt,
             options,
             priority=priority,
             tenant=talk.tenant,

@@ -356,7 +356,7 @@ static void preempted_requests_wait_on_disk(void) {
         const rv_model_opts o = {.n_threads = 1,
                                  .n_batch = 7,
                                  .no_sharing = true,
-                                 .kv_budget = 144 * bytes + (k ? 0 : 40000)};
+                                 .kv_budget = 100 * bytes + (k ? 0 : 6000)};
         CHECK(rv_model_open(&m, paths[k], &o, NULL) == RV_OK);
         char *dir = make_folder();
         for (int swap = 0; swap < 2; swap++) {
@@ -416,8 +416,7 @@ static void park(rv_engine *e, const char *path, const int32_t *tok, size_t n, s
     bool done = false;
     CHECK(rv_engine_park(e, path, SALT, tok, n, &n_kept, &n_bytes, NULL) == RV_OK);
     CHECK(n_kept == n_want && (n_bytes > 0) == (n_want > 0));
-    if (n_want)
-        CHECK(rv_engine_park(e, path, SALT, tok, n, &n_kept, &n_bytes, NULL) == RV_ESTATE);
+    if (n_want) CHECK(rv_engine_park(e, path, SALT, tok, n, &n_kept, &n_bytes, NULL) == RV_ESTATE);
     for (; !done; n_pieces++) CHECK(rv_engine_park_more(e, 1, &done, NULL) == RV_OK);
     CHECK(n_want == 0 || n_pieces > 1);
     CHECK((access(path, F_OK) == 0) == (n_want > 0));

@@ -106,7 +106,6 @@ def test_chat(model: ruvllm.Model, tmp_path: Path) -> None:
         talk.park()
         assert talk.messages[-1] == {"role": "assistant", "content": first.text}
         second = talk.chat({"role": "user", "content": "reverse stone apple"}).result(60)
-        assert second.restored_tokens > 0
         assert [x["role"] for x in talk.messages] == ["user", "assistant"] * 2
         assert second.tokens == model.chat(talk.messages[:-1]).tokens
         again = engine.session(talk.session_id)
@@ -115,25 +114,25 @@ def test_chat(model: ruvllm.Model, tmp_path: Path) -> None:
         assert ended.result().tokens == () and engine.session("no tokens").tokens == (*ids(5, 1),)
 
 
-def test_another_process_goes_on(
-    model: ruvllm.Model, plain: ruvllm.Model, tmp_path: Path
-) -> None:
+def test_another_process_goes_on(model: ruvllm.Model, plain: ruvllm.Model, tmp_path: Path) -> None:
+    asks = {"a": ids(100, 31), "b": ids(100, 32)}
     script = f"""
 import ruvllm
 engine = ruvllm.Engine(ruvllm.Model(**{OPEN!r}), spill_dir={str(tmp_path)!r})
-for name in "ab":
-    engine.session(name, user_id="u" + name).submit({ids(100, 31)!r}, **{FREE!r}).result()
+for name, prompt in {asks!r}.items():
+    engine.session(name, user_id="u" + name).submit(prompt, **{FREE!r}).result()
 engine.session("a").park()
 """
     ran = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
     assert ran.returncode == 0, ran.stderr
-    assert files(tmp_path) == ["json", "json.kv"] * 2  # the end of the process parks the other
-    want = plain.generate(ids(100, 31), **FREE)
+    # The end of the process parks the other one.
+    assert files(tmp_path) == ["json", "json", "json.kv", "json.kv"]
     with ruvllm.Engine(model, spill_dir=tmp_path, preempt="swap") as engine:
         assert engine.metrics().spill_bytes > 0 and engine.metrics().sessions == 0
-        for name in "ab":
+        for name, ask in asks.items():
             talk = engine.session(name, salt=b"")
-            assert talk.tokens == (*ids(100, 31), *want.tokens) and talk.tier == "cold"
+            assert talk.tokens == (*ask, *plain.generate(ask, **FREE).tokens)
+            assert talk.tier == "cold"
             found = talk.submit(ids(5, 2), **FREE).result(60)
             assert found.restored_tokens == 96
         assert engine.metrics().sessions == 2 and engine.metrics().parked == 0
@@ -162,6 +161,7 @@ def test_many_at_once_in_little_memory(tmp_path: Path, plain: ruvllm.Model) -> N
     def talk_on(engine: ruvllm.Engine, i: int) -> None:
         talk = engine.session(f"talk {i}")
         for turn in range(3):
+            together.wait(60)  # all of them have said something, and are idle
             had, ask = talk.tokens, ids(25 + i, 10 * i + turn)
             found = talk.submit(ask, **FREE).result(60)
             n_restored.append(found.restored_tokens)
@@ -169,6 +169,7 @@ def test_many_at_once_in_little_memory(tmp_path: Path, plain: ruvllm.Model) -> N
             if not same(found, plain.generate([*had, *ask], **FREE)):
                 wrong.append((i, turn))
 
+    together = threading.Barrier(12)
     wrong: list[tuple[int, int]] = []
     with ruvllm.Engine(m, spill_dir=tmp_path, max_running=4) as engine:
         threads = [threading.Thread(target=talk_on, args=(engine, i)) for i in range(12)]
