@@ -12,6 +12,7 @@ pages     one page of the pool, in C (page_alloc.c)"""
 
 from __future__ import annotations
 
+import gc
 import random
 import shutil
 import statistics
@@ -69,12 +70,14 @@ def bench_open(n: int) -> Iterator[Figure]:
         ruvllm.Engine(model, spill_dir=folder) as engine,
     ):
         park_all(engine, [f"warm-up {i}" for i in range(256)])
+        gc.collect()
         before = anon_bytes()
         names = [f"conversation {i}" for i in range(n)]
         started = time.perf_counter()
         park_all(engine, names)
         seconds = time.perf_counter() - started
         talks = [engine.session(name) for name in names]  # as somebody who holds all of them
+        gc.collect()
         size = (anon_bytes() - before) / n
         assert engine.metrics().parked == n + 256
         yield Figure("open sessions, parked", n, "")
@@ -126,7 +129,7 @@ def copy_talk(engine: ruvllm.Engine, kv: bytes, past: Transcript, name: str, fir
     assert folder is not None
     tokens = [first, *past.tokens[1:]]
     Transcript(past.model, past.model_name, name, None, [], tokens).write(folder.transcript(name))
-    folder.pages(name).write_bytes(of_another_text(kv, first))
+    Path(folder.pages(name)).write_bytes(of_another_text(kv, first))
     folder.wrote_pages(name, len(kv))
 
 
@@ -143,7 +146,7 @@ def bench_admitted(path: Path, folder: str, n: int, n_steps: int) -> Iterator[Fi
         first.submit(ids(1008, 0, 1000), max_tokens=1, **GREEDY).result()
         first.park()
         past = Transcript.read(store.transcript("0"), *engine._talks.about)
-        kv = store.pages("0").read_bytes()
+        kv = Path(store.pages("0")).read_bytes()
         talks, restored = [first], []
         for i in range(1, n):
             copy_talk(engine, kv, past, str(i), 1000 + i)
@@ -230,6 +233,7 @@ def bench_pages(n: int) -> Iterator[Figure]:
         sources = [ROOT / "benchmarks/page_alloc.c", ROOT / "csrc/kv/pages.c"]
         sources += sorted((ROOT / "csrc/base").glob("*.c"))
         command = [cc, "-std=gnu11", "-O2", f"-I{ROOT}/csrc", f"-I{ROOT}/kernels", "-pthread"]
+        command.append('-DRUVLLM_VERSION="bench"')
         subprocess.run([*command, "-o", f"{folder}/a", *map(str, sources), "-lm"], check=True)
         said = subprocess.run(
             [f"{folder}/a", str(16 * 6528), str(n)], check=True, capture_output=True, text=True
@@ -254,7 +258,7 @@ def main() -> None:
         if wants_model:
             make("lfm2-350m", path, "q4_0", args.seed)
         parts = {
-            "open": lambda: bench_open(500 if quick else 10_000),
+            "open": lambda: bench_open(2000 if quick else 10_000),
             "admitted": lambda: bench_admitted(path, f"{folder}/a", 100 if quick else 1024, 32),
             "restore": lambda: bench_restore(
                 path, f"{folder}/b", 1024 if quick else 4096, 3 if quick else 9

@@ -16,7 +16,6 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from pathlib import Path
 
 from ruvllm._errors import FileError, StateError
 from ruvllm.engine._transcript import beside
@@ -33,14 +32,14 @@ class SpillFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], budget: int | None) -> None:
-        self.path = Path(path)
+        self.path = os.fspath(path)
         self._budget = budget
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, int] = OrderedDict()  # bytes by hash, the oldest first
         self._pinned: set[str] = set()
         self._n_bytes = 0
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.makedirs(self.path, 0o700, exist_ok=True)
             self._fd: int | None = self._take()
             self._scan()
         except OSError as e:
@@ -51,11 +50,11 @@ class SpillFolder:
         """Of keys and values on disk."""
         return self._n_bytes
 
-    def transcript(self, name: str) -> Path:
+    def transcript(self, name: str) -> str:
         """Where the transcript of a conversation is, if it is."""
-        return self.path / (_hash(name) + ".json")
+        return os.path.join(self.path, _hash(name) + ".json")
 
-    def pages(self, name: str) -> Path:
+    def pages(self, name: str) -> str:
         """Where its keys and values are."""
         return beside(self.transcript(name))
 
@@ -102,7 +101,7 @@ class SpillFolder:
     def _take(self) -> int:
         import fcntl
 
-        fd = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(os.path.join(self.path, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(fd, 0)
@@ -137,12 +136,14 @@ class SpillFolder:
 
     def _remove(self, key: str) -> None:
         self._n_bytes -= self._kept.pop(key, 0)
-        _unlink(self.path / (key + ".json.kv"))
+        _unlink(beside(os.path.join(self.path, key + ".json")))
 
 
-def _unlink(path: Path) -> None:
+def _unlink(path: str) -> None:
     try:
-        path.unlink(missing_ok=True)
+        os.unlink(path)
+    except FileNotFoundError:
+        return
     except OSError as e:
         _log.warning("spill_dir: %s is not removed: %s", path, e.strerror)
 

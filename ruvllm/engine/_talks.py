@@ -126,7 +126,7 @@ class Talks:
                 talk = self._all.get(name)
                 if talk is None:
                     talk = self._all[name] = Talk(name, user_id, tenant, salt or b"")
-                    if self.folder is None or not self.folder.transcript(name).exists():
+                    if self.folder is None or not os.path.exists(self.folder.transcript(name)):
                         talk.tokens, talk.messages = array("i"), []
                     return talk
         for what, here, want in (
@@ -400,6 +400,7 @@ class Talks:
             parked = error is None and not talk.busy and talk.tokens is order.tokens
             if parked:
                 talk.tokens = talk.messages = None
+                talk.last_used = talk.n_evicted = talk.n_evictable = 0
                 self._warm.pop(talk.id, None)
                 alone = not any(_begins(order.tokens, talk, t) for t in self._warm.values())
             elif error is not None and not order.asked:

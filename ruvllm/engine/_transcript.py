@@ -1,6 +1,7 @@
 """What was said in a conversation, in a file: the truth from which all else can be computed again.
 
 JSON, written whole or not at all; keys and values stand in a file beside it, which may be lost.
+Paths are texts: pathlib would keep a part of each for ever.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ruvllm._errors import ArgumentError, FileError, FormatError, NotFoundError
@@ -37,13 +37,13 @@ class Transcript:
     messages: list[dict[str, Any]]
     tokens: list[int]
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str) -> None:
         """To that file, whole or not at all, and to the disk.  Raises FileError."""
         record = {"ruvllm_session": _VERSION, **{k: getattr(self, k) for k in _FIELDS}}
         _write_whole(path, json.dumps(record) + "\n")
 
     @classmethod
-    def read(cls, path: Path, model: str, model_name: str) -> Transcript:
+    def read(cls, path: str, model: str, model_name: str) -> Transcript:
         """What ``write`` wrote, of the model with that digest.
 
         Raises NotFoundError, FileError, FormatError; ArgumentError when it is of another model.
@@ -58,9 +58,9 @@ class Transcript:
         return self
 
 
-def beside(path: Path) -> Path:
+def beside(path: str) -> str:
     """Where the keys and values of a transcript are."""
-    return path.with_name(path.name + ".kv")
+    return path + ".kv"
 
 
 def as_messages(
@@ -72,27 +72,28 @@ def as_messages(
     return [dict(m) for m in ([message] if isinstance(message, Mapping) else message)]
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: str, text: str) -> None:
+    folder, name = os.path.split(path)
     try:
         with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=path.name + ".", delete=False
+            "w", encoding="utf-8", dir=folder or ".", prefix=name + ".", delete=False
         ) as f:
-            temporary = Path(f.name)
             try:
                 f.write(text)
                 f.flush()
                 os.fsync(f.fileno())
-                temporary.replace(path)
+                os.replace(f.name, path)
             except BaseException:
-                temporary.unlink()
+                os.unlink(f.name)
                 raise
     except OSError as e:
         raise FileError(f"{path}: {e.strerror}") from e
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: str) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text("utf-8"))
+        with open(path, encoding="utf-8") as f:
+            record = json.load(f)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as e:

@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -198,7 +197,7 @@ class Session:
         from ruvllm.memory.witness import model_digest
 
         digest = model_digest(self.model.path)
-        target = Path(path)
+        target = os.fspath(path)
         transcript = Transcript(
             digest,
             self.model.info.name,
@@ -221,7 +220,7 @@ class Session:
         """
         from ruvllm.memory.witness import model_digest
 
-        source = Path(path)
+        source = os.fspath(path)
         digest = model_digest(model.path)
         transcript = Transcript.read(source, digest, model.info.name)
         self = cls(model, session_id=transcript.session_id, user_id=transcript.user_id)

@@ -243,8 +243,8 @@ def test_a_parked_one_is_small(model: ruvllm.Model, tmp_path: Path) -> None:
     assert files(tmp_path) == ["json"]  # fewer tokens than a page
     folder = SpillFolder(tmp_path, None)
     for i in range(n):
-        folder.transcript(str(i)).write_text(record)
-        folder.pages(str(i)).write_bytes(b"x")
+        Path(folder.transcript(str(i))).write_text(record)
+        Path(folder.pages(str(i))).write_bytes(b"x")
     folder.close()
     tracemalloc.start()
     with ruvllm.Engine(model, spill_dir=tmp_path) as engine:
@@ -305,7 +305,7 @@ def test_transcripts_are_the_truth(model: ruvllm.Model, tmp_path: Path) -> None:
             engine.session(name).park()
     folder = SpillFolder(tmp_path, None)
     folder.close()
-    path, other = folder.transcript("a"), folder.transcript("b")
+    path, other = Path(folder.transcript("a")), Path(folder.transcript("b"))
     good = path.read_text()
     record = json.loads(good)
     with ruvllm.Engine(model, spill_dir=tmp_path) as engine:
