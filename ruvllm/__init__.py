@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ruvllm.engine._generate import Generation
     from ruvllm.engine._record import Replay, replay
     from ruvllm.engine.batching import Engine, EngineMetrics, Request
+    from ruvllm.engine.conversation import Conversation
     from ruvllm.engine.convert import convert
     from ruvllm.engine.kv_check import KVCheck, check_kv
     from ruvllm.engine.memory import (
@@ -69,6 +70,7 @@ _HOME = {
     "ruvllm.engine._generate": ("Generation",),
     "ruvllm.engine._record": ("Replay", "replay"),
     "ruvllm.engine.batching": ("Engine", "EngineMetrics", "Request"),
+    "ruvllm.engine.conversation": ("Conversation",),
     "ruvllm.engine.convert": ("convert",),
     "ruvllm.engine.kv_check": ("KVCheck", "check_kv"),
     "ruvllm.engine.memory": (
@@ -97,6 +99,7 @@ __all__ = [
     "Cancel",
     "CancelledError",
     "Chunk",
+    "Conversation",
     "Engine",
     "EngineMetrics",
     "FileError",

@@ -235,10 +235,12 @@ def session_new(model: Model, n_ctx: int, /) -> Session:
 # ---- engine ----
 
 # id, token (-1: none), logprob, top ids, their logprobs, finish (0 goes on, 1 stop, 2 length,
-# 3 cancelled, 4 deadline, 5 error), the error, prompt tokens found, times preempted
+# 3 cancelled, 4 deadline, 5 error), the error, prompt tokens found, times preempted, tokens that
+# came from its file, why what was on disk was of no use
 _Event: TypeAlias = tuple[
-    int, int, float, tuple[int, ...], tuple[float, ...], int, Exception | None, int, int
-]
+    int, int, float, tuple[int, ...], tuple[float, ...], int, Exception | None, int, int, int,
+    Exception | None
+]  # fmt: skip
 
 @final
 class Engine:
@@ -259,12 +261,15 @@ class Engine:
         tenant: int,
         deadline_ms: int,
         salt: bytes,
+        restore: bytes | None = None,
+        n_restore: int = 0,
         /,
     ) -> int:
         """Queue a request; its id, which is greater than any before.
 
         allow: mask of the first choice, as Sampler.sample takes it.  priority: 0 low .. 3 critical.
         deadline_ms: from now, 0: none.  salt: only requests of one salt share prefixes.
+        restore: path of a file of ``park`` with n_restore tokens of the same beginning.
         Raises ArgumentError; FullError when the queue is full or the request can never fit.
         """
 
@@ -289,6 +294,23 @@ class Engine:
         """n_waiting, n_running, n_steps, n_rows, n_tokens, n_submitted, n_refused, n_finished,
         n_cancelled, n_preempted, n_prompt, n_cached (int); step_ms, rows_per_step (float)."""
 
+    def park(self, path: bytes, tokens: Sequence[int] | _Buffer, salt: bytes, /) -> tuple[int, int]:
+        """Begin to write what the cache has of these tokens; in the thread that steps.
+
+        Returns how many of them, and the bytes of the file; 0: nothing is there or written.
+        Raises UnsupportedError without a folder, StateError while another one is being written,
+        FileError.
+        """
+
+    def park_more(self, n_bytes: int, /) -> bool:
+        """Write about so much more; whether the file is there.  An error leaves none."""
+
+    def peek(self, tokens: Sequence[int] | _Buffer, salt: bytes, /) -> int:
+        """How many of the tokens a request would find in the cache."""
+
+    def forget(self, tokens: Sequence[int] | _Buffer, salt: bytes, /) -> int:
+        """Free what the cache keeps of these tokens and of no other continuation; 0."""
+
     def close(self) -> None:
         """End what runs, report nothing and free it; StateError while a call is under way."""
 
@@ -303,10 +325,15 @@ def engine_new(
     max_queue_tokens: int,
     age_steps: int,
     max_preempt: int,
+    spill_dir: bytes | None = None,
+    digest: str = "",
+    swap: bool = False,
     /,
 ) -> Engine:
     """An engine; 0 means the default everywhere.  policy: 0 fcfs, 1 sjf, 2 fair.
 
+    spill_dir: an existing folder for keys and values of what does not run.  digest: of the model,
+    for its files.  swap: preempted requests are written there.
     Raises UnsupportedError for an encoder, ArgumentError for an option out of range.
     """
 

@@ -18,8 +18,7 @@
 #include <math.h>
 #include <unistd.h>
 
-#include "engine/engine.h"
-#include "engine/sched.h"
+#include "engine/batch_opts.h"
 #include "sample/sampler.h"
 
 /* Rows whose logits are held at once; more of them take several products. */
@@ -37,6 +36,11 @@ typedef struct request {
     uint32_t *spare;  /* memory for one, or NULL */
     rv_sampled drawn; /* by the last draw; its tops are the sampler's */
     rv_err err;
+    uint8_t *identity; /* [n_identity] of the cache, or NULL */
+    size_t n_identity;
+    char *restore; /* file with its beginning, until it is admitted */
+    size_t n_restored;
+    rv_err lost; /* why what was on disk was of no use */
 } request;
 
 struct rv_engine {
@@ -56,6 +60,8 @@ struct rv_engine {
     rv_sched_rows **chosen; /* [max_running] */
     uint8_t *saved;         /* [cap_saved] recurrent states */
     size_t cap_saved;
+    rv_spill *spill; /* NULL: no folder */
+    bool swap;
     float *logits; /* [cap_logits][n_vocab] */
     size_t cap_logits;
     rv_sample_area *areas; /* one per thread of the pool */
@@ -73,6 +79,8 @@ static void request_free(request *r) {
     rv_free(r->stop_ids);
     rv_free(r->mask);
     rv_free(r->spare);
+    rv_free(r->identity);
+    rv_free(r->restore);
     rv_free(r);
 }
 
@@ -242,6 +250,45 @@ static rv_status compute(void *ctx, rv_sched_rows *rows, size_t n, rv_err *err) 
     return st;
 }
 
+/* ---- sequences on disk ---- */
+
+static request *live(rv_engine *e, uint64_t id) {
+    pthread_mutex_lock(&e->lock);
+    request *r = e->live[find(e, id)];
+    pthread_mutex_unlock(&e->lock);
+    return r;
+}
+
+static rv_str identity_in(const request *r) {
+    return (rv_str){(const char *)r->identity, r->n_identity};
+}
+
+static rv_status swap_out(void *ctx, uint64_t id, rv_kv *kv, const int32_t *tok, rv_err *err) {
+    (void)tok;
+    rv_engine *e = ctx;
+    if (!e->swap) return rv_fail(err, RV_EUNSUPPORTED, "preempted requests are computed again");
+    return rv_spill_out(e->spill, id, kv, identity_in(live(e, id)), err);
+}
+
+static size_t swap_in(void *ctx, uint64_t id, rv_kv *kv, const int32_t *tok, size_t n) {
+    rv_engine *e = ctx;
+    request *r = live(e, id);
+    rv_spill_in(e->spill, r->restore, id, identity_in(r), kv, tok, n, &r->lost);
+    if (r->restore) r->n_restored = rv_kv_len(kv);
+    return rv_kv_len(kv);
+}
+
+static void swap_drop(void *ctx, uint64_t id) {
+    rv_engine *e = ctx;
+    request *r = live(e, id);
+    if (!r->restore) {
+        rv_spill_drop(e->spill, id);
+        return;
+    }
+    rv_free(r->restore); /* the file is the caller's */
+    r->restore = NULL;
+}
+
 static void report(rv_engine *e, const rv_sched_event *in, rv_engine_event *out) {
     request *r = in->user;
     *out = (rv_engine_event){.request = in->request,
@@ -249,6 +296,8 @@ static void report(rv_engine *e, const rv_sched_event *in, rv_engine_event *out)
                              .logprob = NAN,
                              .finish = in->finish,
                              .n_cached = in->n_cached,
+                             .n_restored = r->n_restored,
+                             .lost = r->lost.code == RV_OK ? NULL : &r->lost,
                              .n_preempted = in->n_preempted};
     if (in->token >= 0) {
         out->logprob = r->drawn.logprob;
@@ -267,53 +316,6 @@ static void report(rv_engine *e, const rv_sched_event *in, rv_engine_event *out)
 
 /* ---- the interface ---- */
 
-static rv_status check_range(const char *name, int64_t v, int64_t hi, rv_err *err) {
-    if (v >= 0 && v <= hi) return RV_OK;
-    return rv_fail(err, RV_EARG, "%s: is %lld, want 1 .. %lld, or 0 for the default", name,
-                   (long long)v, (long long)hi);
-}
-
-static rv_status take_opts(const rv_model *m, const rv_engine_opts *o, rv_sched_opts *s,
-                           rv_err *err) {
-    const struct {
-        const char *name;
-        int64_t value, most;
-    } all[] = {
-        {"n_ctx", o->n_ctx, m->info.n_ctx},
-        {"max_rows", o->max_rows, 4096},
-        {"max_chunk", o->max_chunk, 4096},
-        {"max_running", o->max_running, 4096},
-        {"max_queue", o->max_queue, 100000},
-        {"max_queue_tokens", o->max_queue_tokens, (int64_t)1 << 40},
-        {"age_steps", o->age_steps, INT32_MAX},
-        {"max_preempt", o->max_preempt, 1000},
-    };
-    for (size_t i = 0; i < RV_COUNT(all); i++) {
-        rv_status st = check_range(all[i].name, all[i].value, all[i].most, err);
-        if (st != RV_OK) return st;
-    }
-    if ((int)o->policy < RV_POLICY_FCFS || (int)o->policy > RV_POLICY_FAIR)
-        return rv_fail(err, RV_EARG, "policy: is %d, want 0 (fcfs), 1 (sjf) or 2 (fair)",
-                       (int)o->policy);
-    if (o->max_rows && o->max_running > o->max_rows)
-        return rv_fail(err, RV_EARG, "max_rows: is %d, want at least max_running, %d", o->max_rows,
-                       o->max_running);
-    *s = (rv_sched_opts){
-        .policy = o->policy,
-        .max_chunk = (size_t)(o->max_chunk ? o->max_chunk : m->info.n_batch),
-        .max_running = (size_t)(o->max_running ? o->max_running : 64),
-        .max_queue = (size_t)(o->max_queue ? o->max_queue : 1000),
-        .max_queue_tokens = o->max_queue_tokens ? (uint64_t)o->max_queue_tokens : (uint64_t)1 << 22,
-        .n_ctx = (size_t)(o->n_ctx ? o->n_ctx : m->info.n_ctx) + 1, /* the last is never computed */
-        .age_steps = (uint64_t)(o->age_steps ? o->age_steps : 200),
-        .max_preempt = o->max_preempt ? o->max_preempt : 3,
-        .await_prefix = m->shares,
-    };
-    s->max_rows = o->max_rows ? (size_t)o->max_rows : RV_MIN(128 + s->max_running, (size_t)4096);
-    s->max_running = RV_MIN(s->max_running, s->max_rows);
-    return RV_OK;
-}
-
 static bool alloc_areas(rv_engine *e) {
     const size_t n = (size_t)rv_pool_n_threads(e->m->pool);
     bool ok = (e->areas = rv_calloc(n, sizeof *e->areas)) != NULL;
@@ -330,7 +332,7 @@ rv_status rv_engine_new(rv_engine **out, rv_model *m, const rv_engine_opts *o, r
     if (!m->info.causal)
         return rv_fail(err, RV_EUNSUPPORTED, "%.*s is an encoder: it embeds, it does not generate",
                        (int)m->info.arch.n, m->info.arch.p);
-    rv_status st = take_opts(m, o ? o : &defaults, &opts, err);
+    rv_status st = rv_engine_read_opts(m, o ? o : &defaults, &opts, err);
     if (st != RV_OK) return st;
     rv_engine *e = rv_calloc(1, sizeof *e);
     if (!e) return rv_fail(err, RV_ENOMEM, "engine: out of memory");
@@ -344,7 +346,14 @@ rv_status rv_engine_new(rv_engine **out, rv_model *m, const rv_engine_opts *o, r
     e->chosen = rv_calloc(opts.max_running, sizeof *e->chosen);
     if (!e->reports || !e->events || !e->spans || !e->chosen || !alloc_areas(e))
         st = rv_fail(err, RV_ENOMEM, "engine: out of memory");
-    const rv_sched_backend backend = {.ctx = e, .step = compute, .pool = m->pool};
+    rv_sched_backend backend = {.ctx = e, .step = compute, .pool = m->pool};
+    if (st == RV_OK && o && o->spill_dir) {
+        st = rv_spill_new(&e->spill, m, o->spill_dir, o->spill_digest, err);
+        e->swap = o->swap;
+        backend.swap_out = swap_out;
+        backend.swap_in = swap_in;
+        backend.swap_drop = swap_drop;
+    }
     if (st == RV_OK) st = rv_sched_new(&e->sched, m->kv, &backend, &opts, err);
     if (st != RV_OK) {
         rv_engine_free(&e);
@@ -359,6 +368,7 @@ void rv_engine_free(rv_engine **pe) {
     *pe = NULL;
     if (!e || e->pid != (long)getpid()) return; /* in a fork its memory stays */
     rv_sched_free(&e->sched);
+    rv_spill_free(&e->spill);
     free_ended(e);
     while (e->n_live) request_free(e->live[--e->n_live]);
     for (int i = 0; e->areas && i < rv_pool_n_threads(e->m->pool); i++)
@@ -390,6 +400,8 @@ static rv_status check_request(const rv_engine *e, const rv_engine_request *q, r
         if (q->stop_ids[i] < 0 || q->stop_ids[i] >= e->m->info.n_vocab)
             return rv_fail(err, RV_EARG, "stop_ids[%zu]: is %d, want 0 .. %d", i, q->stop_ids[i],
                            e->m->info.n_vocab - 1);
+    if (q->restore && !e->spill)
+        return rv_fail(err, RV_EUNSUPPORTED, "restore: the engine was made without a spill_dir");
     return rv_model_check_ids(e->m, q->tok, q->n, err);
 }
 
@@ -426,7 +438,6 @@ static rv_status enqueue(rv_engine *e, const rv_sched_request *s, request *r, rv
 
 rv_status rv_engine_submit(rv_engine *e, const rv_engine_request *q, uint64_t *id, rv_err *err) {
     request *r = NULL;
-    uint8_t *identity = NULL;
     rv_err_clear(err);
     rv_sched_request s = {.tok = q->tok,
                           .n = q->n,
@@ -436,15 +447,18 @@ rv_status rv_engine_submit(rv_engine *e, const rv_engine_request *q, uint64_t *i
     rv_status st = check_process(e, err);
     if (st == RV_OK) st = check_request(e, q, err);
     if (st == RV_OK) st = request_new(e, q, &r, err);
-    if (st == RV_OK) st = identity_of(q->salt, &identity, &s.n_identity, err);
+    if (st == RV_OK) st = identity_of(q->salt, &r->identity, &r->n_identity, err);
+    if (st == RV_OK && q->restore && !(r->restore = rv_strndup(q->restore, strlen(q->restore))))
+        st = rv_fail(err, RV_ENOMEM, "request: out of memory");
     if (st == RV_OK) {
         const uint64_t now = now_ms(), most = UINT64_MAX - now;
-        s.identity = identity;
+        s.identity = r->identity;
+        s.n_identity = r->n_identity;
+        s.n_saved = q->restore ? q->n_restore : 0;
         s.user = r;
         if (q->deadline_ms) s.deadline_ms = now + RV_MIN(q->deadline_ms, most);
         st = enqueue(e, &s, r, err);
     }
-    rv_free(identity);
     if (st != RV_OK) {
         request_free(r);
         return st;
@@ -478,16 +492,23 @@ rv_status rv_engine_allow(rv_engine *e, uint64_t id, const uint32_t *allow, rv_e
     return st;
 }
 
+/* In the thread that steps, for as long as e->stepping. */
+static rv_status enter(rv_engine *e, rv_err *err) {
+    const rv_status st = check_process(e, err);
+    if (st != RV_OK) return st;
+    if (atomic_exchange(&e->stepping, true))
+        return rv_fail(err, RV_ESTATE, "engine: is stepping in another thread");
+    return RV_OK;
+}
+
 rv_status rv_engine_step(rv_engine *e, const rv_engine_event **events, size_t *n, bool *idle,
                          rv_err *err) {
     rv_err_clear(err);
     *events = e->events;
     *n = 0;
     *idle = false;
-    rv_status st = check_process(e, err);
+    rv_status st = enter(e, err);
     if (st != RV_OK) return st;
-    if (atomic_exchange(&e->stepping, true))
-        return rv_fail(err, RV_ESTATE, "engine: is stepping in another thread");
     free_ended(e);
     size_t m = 0;
     st = rv_sched_step(e->sched, now_ms(), e->reports, e->cap_events, &m, idle, err);
@@ -516,4 +537,61 @@ void rv_engine_get_stats(rv_engine *e, rv_engine_stats *out) {
         .step_ms = s.step_ms,
         .rows_per_step = s.rows_per_step,
     };
+}
+
+/* ---- conversations between their requests ---- */
+
+rv_status rv_engine_park(rv_engine *e, const char *path, rv_str salt, const int32_t *tok, size_t n,
+                         size_t *n_kept, uint64_t *n_bytes, rv_err *err) {
+    rv_err_clear(err);
+    *n_kept = 0;
+    *n_bytes = 0;
+    uint8_t *identity = NULL;
+    size_t n_id = 0;
+    if (!e->spill)
+        return rv_fail(err, RV_EUNSUPPORTED, "park: the engine was made without a spill_dir");
+    rv_status st = enter(e, err);
+    if (st != RV_OK) return st;
+    st = identity_of(salt, &identity, &n_id, err);
+    if (st == RV_OK)
+        st = rv_spill_park(e->spill, path, (rv_str){(const char *)identity, n_id}, tok, n, n_kept,
+                           n_bytes, err);
+    atomic_store(&e->stepping, false);
+    rv_free(identity);
+    return st;
+}
+
+rv_status rv_engine_park_more(rv_engine *e, uint64_t n_bytes, bool *done, rv_err *err) {
+    rv_err_clear(err);
+    *done = true;
+    if (!e->spill) return RV_OK;
+    rv_status st = enter(e, err);
+    if (st != RV_OK) return st;
+    st = rv_spill_park_more(e->spill, n_bytes, done, err);
+    atomic_store(&e->stepping, false);
+    return st;
+}
+
+rv_status rv_engine_peek(rv_engine *e, rv_str salt, const int32_t *tok, size_t n, size_t *out,
+                         rv_err *err) {
+    rv_err_clear(err);
+    *out = 0;
+    uint8_t *identity = NULL;
+    size_t n_id = 0;
+    rv_status st = check_process(e, err);
+    if (st == RV_OK) st = identity_of(salt, &identity, &n_id, err);
+    if (st == RV_OK) *out = rv_kv_peek(e->m->kv, identity, n_id, tok, n);
+    rv_free(identity);
+    return st;
+}
+
+rv_status rv_engine_forget(rv_engine *e, rv_str salt, const int32_t *tok, size_t n, rv_err *err) {
+    rv_err_clear(err);
+    uint8_t *identity = NULL;
+    size_t n_id = 0;
+    rv_status st = check_process(e, err);
+    if (st == RV_OK) st = identity_of(salt, &identity, &n_id, err);
+    if (st == RV_OK) rv_kv_forget(e->m->kv, identity, n_id, tok, n);
+    rv_free(identity);
+    return st;
 }

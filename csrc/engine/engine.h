@@ -47,6 +47,30 @@ void rv_model_give_run(rv_model *m, rv_run *run);
 size_t rv_model_max_rows(const rv_model *m);
 rv_status rv_model_check_ids(const rv_model *m, const int32_t *tok, size_t n, rv_err *err);
 
+/* ---- spill.c: an engine's sequences on disk; not thread-safe ---- */
+
+/* What a kv file's contents depend on besides format and tokens: the model's digest, the kernels,
+ * whose sums differ in order, how exact they are, and the identity of the cache.  *tag is from
+ * rv_malloc. */
+rv_status rv_spill_tag(const rv_model *m, rv_str digest, rv_str identity, char **tag, rv_str *out,
+                       rv_err *err);
+
+typedef struct rv_spill rv_spill;
+/* dir: an existing folder.  The model outlives it. */
+rv_status rv_spill_new(rv_spill **out, rv_model *m, const char *dir, rv_str digest, rv_err *err);
+void rv_spill_free(rv_spill **s);
+/* The sequence of a preempted request: written, brought back (at most n of tok [n + 1]; path: from
+ * that file instead), gone. */
+rv_status rv_spill_out(const rv_spill *s, uint64_t request, const rv_kv *kv, rv_str identity,
+                       rv_err *err);
+rv_status rv_spill_in(const rv_spill *s, const char *path, uint64_t request, rv_str identity,
+                      rv_kv *kv, const int32_t *tok, size_t n, rv_err *err);
+void rv_spill_drop(const rv_spill *s, uint64_t request);
+/* As rv_engine_park and so on. */
+rv_status rv_spill_park(rv_spill *s, const char *path, rv_str identity, const int32_t *tok,
+                        size_t n, size_t *n_kept, uint64_t *n_bytes, rv_err *err);
+rv_status rv_spill_park_more(rv_spill *s, uint64_t n_bytes, bool *done, rv_err *err);
+
 /* Physical cores this process may run on, at least 1. */
 int rv_n_cores(void);
 

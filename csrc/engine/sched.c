@@ -93,6 +93,9 @@ static rv_status check_request(const rv_sched *s, const rv_sched_request *r, rv_
     if (r->n >= s->o.n_ctx)
         return rv_fail(err, RV_EFULL, "request: %zu tokens and one to come, the context has %zu",
                        r->n, s->o.n_ctx);
+    if (r->n_saved && !s->b.swap_in)
+        return rv_fail(err, RV_EARG, "request: %zu saved tokens, the backend brings none back",
+                       r->n_saved);
     const size_t limit = rv_sched_limit(s);
     if (r->n >= limit)
         return rv_fail(err, RV_EFULL, "request: %zu tokens and one to come, the cache holds %zu",
@@ -115,6 +118,7 @@ static rv_req *copy_request(const rv_sched *s, const rv_sched_request *from) {
     r->n_tok = r->n_prompt = from->n;
     r->max_tokens = RV_MIN(from->max_tokens, s->o.n_ctx - from->n);
     r->n_identity = from->n_identity;
+    r->n_saved = RV_MIN(from->n_saved, from->n - 1);
     r->priority = from->priority;
     r->deadline_ms = from->deadline_ms;
     r->user = from->user;

@@ -62,9 +62,11 @@ typedef struct rv_sched_backend {
     /* Write away, and bring back, what the cache holds of a sequence; all three or none, NULL:
      * preempted requests are recomputed.
      *   swap_out   tok [rv_kv_len(kv)]; an error: this one is recomputed
-     *   swap_in    into an empty sequence what was written, n positions; how many it has
-     * afterwards, 0: none, it is recomputed swap_drop  forget it; once after each swap_out that
-     * succeeded, brought back or not */
+     *   swap_in    into an empty sequence what was written, at most n positions; how many it has
+     *              afterwards, 0: none, it is recomputed
+     *   swap_drop  forget it; once after each swap_out that succeeded, brought back or not, and
+     *              for each request that came with n_saved
+     * One sequence at most is brought back in a step, so that those that run wait for no more. */
     rv_status (*swap_out)(void *ctx, uint64_t request, rv_kv *kv, const int32_t *tok, rv_err *err);
     size_t (*swap_in)(void *ctx, uint64_t request, rv_kv *kv, const int32_t *tok, size_t n);
     void (*swap_drop)(void *ctx, uint64_t request);
@@ -93,6 +95,8 @@ typedef struct rv_sched_request {
     uint64_t deadline_ms; /* of the caller's clock; 0: none */
     const void *identity; /* of the cache, see rv_kv_new; copied */
     size_t n_identity;
+    size_t n_saved; /* tokens at its beginning that the backend can bring back; all of it but the
+                       last at most */
     void *user;
 } rv_sched_request;
 

@@ -114,6 +114,7 @@ struct rv_sched {
     size_t n_stay;         /* of run: still running */
     size_t i_worst;        /* nobody at run[i_worst] or behind is a victim */
     bool preempted, stuck; /* in this step; stuck: nothing runs and the first one finds no room */
+    bool brought;          /* in this step a sequence was brought back */
     uint64_t now_ms;
     rv_req *first_event, *last_event;
 };

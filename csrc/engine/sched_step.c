@@ -195,8 +195,11 @@ static rv_kv *open_sequence(rv_sched *s, rv_req *r) {
     if (r->n_saved) {
         /* Pages that are still in the cache are shared; those brought back are its own. */
         const size_t kept = rv_kv_peek(s->cache, r->identity, r->n_identity, r->tok, r->n_tok);
-        if (kept < full_pages(r->n_saved))
+        if (kept < full_pages(r->n_saved)) {
             s->b.swap_in(s->b.ctx, r->entry.key, kv, r->tok, r->n_saved);
+            s->brought = true;
+            if (rv_kv_len(kv) < kept) rv_kv_truncate(kv, 0, NULL); /* the cache has more of it */
+        }
         s->b.swap_drop(s->b.ctx, r->entry.key);
         r->n_saved = 0;
     }
@@ -239,6 +242,7 @@ static rv_status try_admit(rv_sched *s, rv_req *r, const rv_kv_need *promised, b
         end(s, r, RV_FINISH_ERROR, RV_EFULL, false);
         return RV_OK;
     }
+    if (r->n_saved && s->brought) return RV_OK;
     /* Looking for its beginning takes time, bringing it back more. */
     if ((r->n_saved || r->found_nothing) && !fits(s, r, NULL, promised)) return RV_OK;
     rv_kv *kv = open_sequence(s, r);
@@ -352,7 +356,7 @@ rv_status rv_sched_plan(rv_sched *s, rv_err *err) {
     s->n_groups = 0;
     s->n_left = s->o.max_rows;
     s->i_worst = s->n_run;
-    s->preempted = s->stuck = false;
+    s->preempted = s->stuck = s->brought = false;
     rv_status st = give_rows(s, true, err);
     if (st == RV_OK) st = give_rows(s, false, err);
     rv_sched_compact(s);

@@ -5,7 +5,6 @@
  *     Of several passes the first ones are committed; so that the state and what has moved to the
  *     store come back, a fork keeps the sequence as it was before them. */
 #include "engine/engine.h"
-#include "rvk.h"
 
 struct rv_session {
     rv_model *m;
@@ -205,30 +204,11 @@ rv_status rv_session_fork(rv_session **out, const rv_session *s, rv_err *err) {
 
 /* ---- files ---- */
 
-/* What keys and values depend on besides format and tokens: the digest, the kernels, whose sums
- * differ in order, and how exact they are. */
-static rv_status make_tag(const rv_model *m, rv_str digest, char **tag, rv_str *out, rv_err *err) {
-    const char *isa[] = {rvk.isa_mul[RV_F32], rvk.isa_mul[RV_Q8_0],
-                         rvk.isa_attn,        rvk.isa_act,
-                         rvk.isa_norm,        m->net->fast ? "fast" : "exact"};
-    size_t n = 4 + digest.n;
-    for (size_t i = 0; i < RV_COUNT(isa); i++) n += strlen(isa[i]) + 1;
-    char *p = *tag = rv_calloc(n, 1);
-    if (!p) return rv_fail(err, RV_ENOMEM, "session: out of memory");
-    *out = (rv_str){p, n};
-    for (int i = 0; i < 4; i++) *p++ = (char)(digest.n >> 8 * i);
-    if (digest.n) memcpy(p, digest.p, digest.n);
-    p += digest.n;
-    for (size_t i = 0; i < RV_COUNT(isa); i++, p += strlen(p) + 1)
-        memcpy(p, isa[i], strlen(isa[i]));
-    return RV_OK;
-}
-
 rv_status rv_session_save(rv_session *s, const char *path, rv_str digest, rv_err *err) {
     rv_err_clear(err);
     char *tag = NULL;
     rv_str t;
-    rv_status st = make_tag(s->m, digest, &tag, &t, err);
+    rv_status st = rv_spill_tag(s->m, digest, (rv_str){0}, &tag, &t, err);
     if (st == RV_OK) st = rv_kv_save(s->kv, path, t, err);
     rv_free(tag);
     return st;
@@ -242,7 +222,7 @@ rv_status rv_session_load(rv_session *s, const char *path, rv_str digest, const 
     rv_str t;
     rv_kv *kv = NULL;
     rv_status st = check_start(s, n, err);
-    if (st == RV_OK) st = make_tag(s->m, digest, &tag, &t, err);
+    if (st == RV_OK) st = rv_spill_tag(s->m, digest, (rv_str){0}, &tag, &t, err);
     if (st == RV_OK) st = rv_kv_new(&kv, s->m->kv, NULL, 0, err);
     if (st == RV_OK) st = rv_kv_load(kv, path, t, tok, n, err);
     rv_free(tag);

@@ -553,6 +553,11 @@ typedef struct rv_engine_opts { /* 0 everywhere gives the defaults */
     int64_t max_queue_tokens; /* tokens of their prompts, 1 .. 2^40; 0: 2^22 */
     int32_t age_steps;        /* steps of waiting that lift a request by one priority; 0: 200 */
     int32_t max_preempt;      /* of one request, 1 .. 1000; 0: 3 */
+    /* An existing folder for keys and values of requests and conversations that are not running, of
+     * this engine alone; copied.  NULL: they stay in memory or are computed again. */
+    const char *spill_dir;
+    rv_str spill_digest; /* as the digest of rv_session_save; copied */
+    bool swap;           /* preempted requests are written to spill_dir, not computed again */
 } rv_engine_opts;
 
 typedef struct rv_engine_request {
@@ -568,6 +573,10 @@ typedef struct rv_engine_request {
     uint64_t tenant;      /* for RV_POLICY_FAIR */
     uint64_t deadline_ms; /* from now; 0: none */
     rv_str salt;          /* prefixes are shared among requests with the same salt only */
+    /* A file of rv_engine_park with n_restore tokens of the same beginning, which is read where the
+     * cache has less of it; copied.  NULL: none. */
+    const char *restore;
+    size_t n_restore;
 } rv_engine_request;
 
 typedef struct rv_engine_event {
@@ -578,8 +587,10 @@ typedef struct rv_engine_event {
     const float *top_logprobs;
     size_t n_top;
     rv_finish finish;
-    const rv_err *err; /* when finish is RV_FINISH_ERROR, else NULL */
-    size_t n_cached;   /* prompt tokens that were found and not computed */
+    const rv_err *err;  /* when finish is RV_FINISH_ERROR, else NULL */
+    size_t n_cached;    /* prompt tokens that were found and not computed */
+    size_t n_restored;  /* tokens that came from the file of the request */
+    const rv_err *lost; /* why that file, or what was swapped out, was of no use; NULL: nothing */
     uint32_t n_preempted;
 } rv_engine_event;
 
@@ -624,6 +635,25 @@ RV_API rv_status rv_engine_allow(rv_engine *e, uint64_t id, const uint32_t *allo
 RV_API rv_status rv_engine_step(rv_engine *e, const rv_engine_event **events, size_t *n, bool *idle,
                                 rv_err *err);
 RV_API void rv_engine_get_stats(rv_engine *e, rv_engine_stats *out);
+
+/* A conversation between its requests, in the thread that steps (RV_ESTATE in another while it
+ * does).
+ *
+ * Begin to write what the cache has of tok [n] and could be resumed: *n_kept tokens into a file of
+ * *n_bytes, whole or not at all.  0: nothing is there, and nothing is written.  RV_EUNSUPPORTED
+ * without spill_dir; RV_ESTATE one is being written; RV_EIO; RV_ENOMEM. */
+RV_API rv_status rv_engine_park(rv_engine *e, const char *path, rv_str salt, const int32_t *tok,
+                                size_t n, size_t *n_kept, uint64_t *n_bytes, rv_err *err);
+/* About n_bytes more of it; *done: the file is there, or nothing was being written.  An error ends
+ * it, and a file that was there before stands. */
+RV_API rv_status rv_engine_park_more(rv_engine *e, uint64_t n_bytes, bool *done, rv_err *err);
+/* How many of tok [n] a request would find in the cache.  Thread-safe. */
+RV_API rv_status rv_engine_peek(rv_engine *e, rv_str salt, const int32_t *tok, size_t n,
+                                size_t *out, rv_err *err);
+/* Give back the memory of what the cache keeps of tok [n] and of no other continuation.
+ * Thread-safe. */
+RV_API rv_status rv_engine_forget(rv_engine *e, rv_str salt, const int32_t *tok, size_t n,
+                                  rv_err *err);
 
 /* ---- store ---- */
 

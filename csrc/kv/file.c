@@ -107,59 +107,108 @@ static size_t list_sections(const rv_kv *kv, section *out, uint8_t *has) {
 
 /* ---- saving ---- */
 
-static rv_status write_all(int fd, const void *p, size_t n, const char *path, rv_err *err) {
-    for (const char *at = p; n;) {
-        const ssize_t done = write(fd, at, RV_MIN(n, (size_t)1 << 30));
+struct rv_kv_writer {
+    const rv_kv *kv;
+    char *path, *temp; /* temp: its name until it is done */
+    int fd;
+    bool durable;
+    section *s; /* [n]; i: the next to be written, at byte at */
+    size_t n, i;
+    uint64_t at;
+    uint8_t *head, *crc; /* crc: in the head, of section i */
+    fixed f;
+};
+
+static rv_status write_all(const rv_kv_writer *w, const void *p, size_t n, uint64_t at,
+                           rv_err *err) {
+    for (const char *from = p; n;) {
+        const ssize_t done = pwrite(w->fd, from, RV_MIN(n, (size_t)1 << 30), (off_t)at);
         if (done < 0 && errno == EINTR) continue;
-        if (done < 0) return rv_fail(err, RV_EIO, "%s: %s", path, strerror(errno));
-        at += done;
+        if (done < 0) return rv_fail(err, RV_EIO, "%s: %s", w->path, strerror(errno));
+        from += done;
+        at += (uint64_t)done;
         n -= (size_t)done;
     }
     return RV_OK;
 }
 
-/* The head of a file with these sections, in *out (from rv_malloc, padded with zeros to ALIGN). */
-static rv_status make_head(const rv_kv *kv, const rv_str *tag, const section *s, size_t n,
-                           const uint8_t *has, const void *snapshot, uint8_t **out, size_t *n_out,
-                           rv_err *err) {
-    fixed f = {.n_tag = tag->n,
-               .n_format = format_bytes(kv->c),
-               .n_tokens = kv->len,
-               .snapshot = snapshot ? kv->rolling : 0};
-    const size_t n_crc = n + (snapshot != NULL);
-    f.head_bytes = FIXED + f.n_tag + f.n_format + 4 * kv->len + n_entries(kv) + 4 * n_crc;
-    f.file_bytes = aligned(f.head_bytes);
-    for (size_t i = 0; i < n; i++) f.file_bytes += aligned(s[i].bytes);
-    if (snapshot) f.file_bytes += aligned(kv->c->f.state_bytes);
-    uint8_t *head = rv_calloc(1, (size_t)aligned(f.head_bytes)), *p = head;
-    if (!head) return rv_fail(err, RV_ENOMEM, "kv file: out of memory");
-    put_fixed(p, &f);
-    p += FIXED;
-    if (tag->n) memcpy(p, tag->p, tag->n);
-    p += tag->n;
-    put_format(p, kv->c);
-    p += f.n_format;
-    for (size_t i = 0; i < kv->len; i++, p += 4)
-        put32(p, (uint32_t)kv->e[i / RV_PAGE_TOKENS].tok[i % RV_PAGE_TOKENS]);
-    if (n_entries(kv)) memcpy(p, has, n_entries(kv));
-    p += n_entries(kv);
-    for (size_t i = 0; i < n; i++, p += 4) put32(p, rv_crc32c(0, s[i].at, s[i].bytes));
-    if (snapshot) put32(p, rv_crc32c(0, snapshot, kv->c->f.state_bytes));
-    put32(head + 12, rv_crc32c(0, head, (size_t)f.head_bytes));
-    *out = head;
-    *n_out = (size_t)aligned(f.head_bytes);
-    return RV_OK;
+/* The sections, and the head as far as it is known before they are read. */
+static rv_status make_head(rv_kv_writer *w, rv_str tag, rv_err *err) {
+    const rv_kv *kv = w->kv;
+    const size_t n_has = n_entries(kv), n_most = 2 * n_has + 2; /* pages, two states */
+    uint8_t *has = rv_calloc(n_has, 1), *p;
+    w->s = rv_calloc(n_most, sizeof *w->s);
+    w->f = (fixed){.n_tag = tag.n, .n_format = format_bytes(kv->c), .n_tokens = kv->len};
+    if (has && w->s) w->n = list_sections(kv, w->s, has);
+    if (has && w->s && kv->rolling && kv->rolling < kv->len) {
+        const rv_page page = kv->e[kv->rolling / RV_PAGE_TOKENS - 1].page[STATE];
+        w->s[w->n++] = (section){rv_kv_page_pin(kv->c, page), kv->c->f.state_bytes};
+        rv_kv_page_unpin(kv->c, page); /* the sequence has a reference of its own */
+        w->f.snapshot = kv->rolling;
+    }
+    w->f.head_bytes = FIXED + w->f.n_tag + w->f.n_format + 4 * kv->len + n_has + 4 * w->n;
+    w->f.file_bytes = w->at = aligned(w->f.head_bytes);
+    for (size_t i = 0; i < w->n; i++) w->f.file_bytes += aligned(w->s[i].bytes);
+    w->head = p = rv_calloc(1, (size_t)w->f.head_bytes);
+    if (has && w->s && p) {
+        put_fixed(p, &w->f);
+        p += FIXED;
+        if (tag.n) memcpy(p, tag.p, tag.n);
+        p += tag.n;
+        put_format(p, kv->c);
+        p += w->f.n_format;
+        for (size_t i = 0; i < kv->len; i++, p += 4)
+            put32(p, (uint32_t)kv->e[i / RV_PAGE_TOKENS].tok[i % RV_PAGE_TOKENS]);
+        memcpy(p, has, n_has);
+        w->crc = p + n_has;
+    }
+    rv_free(has);
+    return w->crc ? RV_OK : rv_fail(err, RV_ENOMEM, "kv file: out of memory");
 }
 
-static rv_status write_sections(int fd, const section *s, size_t n, const char *path, rv_err *err) {
-    static const uint8_t zeros[ALIGN];
-    rv_status st = RV_OK;
-    for (size_t i = 0; st == RV_OK && i < n; i++) {
-        st = write_all(fd, s[i].at, s[i].bytes, path, err);
-        if (st == RV_OK)
-            st = write_all(fd, zeros, (size_t)aligned(s[i].bytes) - s[i].bytes, path, err);
+rv_status rv_kv_writer_new(rv_kv_writer **out, const rv_kv *kv, const char *path, rv_str tag,
+                           bool durable, rv_err *err) {
+    *out = NULL;
+    if (kv->len == 0) return rv_fail(err, RV_EARG, "kv file: the sequence is empty");
+    rv_kv_writer *w = rv_calloc(1, sizeof *w);
+    if (!w) return rv_fail(err, RV_ENOMEM, "kv file: out of memory");
+    const size_t len = strlen(path);
+    *w = (rv_kv_writer){.kv = kv, .fd = -1, .durable = durable};
+    w->path = rv_strndup(path, len);
+    char *temp = rv_malloc(len + 8);
+    rv_status st = w->path && temp ? RV_OK : rv_fail(err, RV_ENOMEM, "kv file: out of memory");
+    if (st == RV_OK) st = make_head(w, tag, err);
+    if (st == RV_OK) {
+        memcpy(temp, path, len);
+        memcpy(temp + len, ".XXXXXX", 8);
+        w->fd = mkstemp(temp);
+        if (w->fd < 0) st = rv_fail(err, RV_EIO, "%s: %s", path, strerror(errno));
     }
+    if (st == RV_OK) {
+        w->temp = temp;
+        *out = w;
+        return RV_OK;
+    }
+    rv_free(temp);
+    rv_kv_writer_free(&w);
     return st;
+}
+
+void rv_kv_writer_free(rv_kv_writer **pw) {
+    rv_kv_writer *w = *pw;
+    *pw = NULL;
+    if (!w) return;
+    if (w->fd >= 0) close(w->fd);
+    if (w->temp) unlink(w->temp);
+    rv_free(w->path);
+    rv_free(w->temp);
+    rv_free(w->s);
+    rv_free(w->head);
+    rv_free(w);
+}
+
+uint64_t rv_kv_writer_bytes(const rv_kv_writer *w) {
+    return w->f.file_bytes;
 }
 
 static rv_status sync_folder(const char *path, rv_err *err) {
@@ -174,49 +223,48 @@ static rv_status sync_folder(const char *path, rv_err *err) {
     return ok ? RV_OK : rv_fail(err, RV_EIO, "%s: its folder: %s", path, strerror(why));
 }
 
-/* Into a new file beside it, to the disk, and then under its name. */
-static rv_status write_file(const char *path, const section *s, size_t n, rv_err *err) {
-    const size_t len = strlen(path);
-    char *temp = rv_malloc(len + 8);
-    if (!temp) return rv_fail(err, RV_ENOMEM, "kv file: out of memory");
-    memcpy(temp, path, len);
-    memcpy(temp + len, ".XXXXXX", 8);
-    const int fd = mkstemp(temp);
-    rv_status st = RV_OK;
-    if (fd < 0) st = rv_fail(err, RV_EIO, "%s: %s", path, strerror(errno));
-    if (st == RV_OK) st = write_sections(fd, s, n, path, err);
-    if (st == RV_OK && fsync(fd) != 0) st = rv_fail(err, RV_EIO, "%s: %s", path, strerror(errno));
-    if (fd >= 0 && close(fd) != 0 && st == RV_OK)
-        st = rv_fail(err, RV_EIO, "%s: %s", path, strerror(errno));
-    if (st == RV_OK && rename(temp, path) != 0)
-        st = rv_fail(err, RV_EIO, "%s: %s", path, strerror(errno));
-    if (st != RV_OK && fd >= 0) unlink(temp);
-    rv_free(temp);
-    return st == RV_OK ? sync_folder(path, err) : st;
+/* The head, to the disk, and then under its name. */
+static rv_status finish(rv_kv_writer *w, rv_err *err) {
+    put32(w->head + 12, rv_crc32c(0, w->head, (size_t)w->f.head_bytes));
+    const rv_status st = write_all(w, w->head, (size_t)w->f.head_bytes, 0, err);
+    if (st != RV_OK) return st;
+    bool ok = ftruncate(w->fd, (off_t)w->f.file_bytes) == 0 && (!w->durable || fsync(w->fd) == 0);
+    const int fd = w->fd;
+    w->fd = -1;
+    if (!ok) { /* errno says why */
+        const int why = errno;
+        close(fd);
+        errno = why;
+    } else {
+        ok = close(fd) == 0 && rename(w->temp, w->path) == 0;
+    }
+    if (!ok) return rv_fail(err, RV_EIO, "%s: %s", w->path, strerror(errno));
+    rv_free(w->temp);
+    w->temp = NULL;
+    return w->durable ? sync_folder(w->path, err) : RV_OK;
+}
+
+rv_status rv_kv_writer_write(rv_kv_writer *w, uint64_t n, bool *done, rv_err *err) {
+    *done = false;
+    for (uint64_t from = w->at; w->i < w->n && w->at - from < n; w->i++, w->crc += 4) {
+        const section *s = &w->s[w->i];
+        put32(w->crc, rv_crc32c(0, s->at, s->bytes));
+        const rv_status st = write_all(w, s->at, s->bytes, w->at, err);
+        if (st != RV_OK) return st;
+        w->at += aligned(s->bytes);
+    }
+    if (w->i < w->n) return RV_OK;
+    const rv_status st = finish(w, err);
+    *done = st == RV_OK;
+    return st;
 }
 
 rv_status rv_kv_save(const rv_kv *kv, const char *path, rv_str tag, rv_err *err) {
-    if (kv->len == 0) return rv_fail(err, RV_EARG, "kv file: the sequence is empty");
-    const size_t n_most = 2 * n_entries(kv) + 3; /* head, pages, two states */
-    section *s = rv_calloc(n_most, sizeof *s);
-    uint8_t *has = rv_calloc(n_entries(kv), 1), *head = NULL;
-    rv_status st = s && has ? RV_OK : rv_fail(err, RV_ENOMEM, "kv file: out of memory");
-    if (st == RV_OK) {
-        size_t n = list_sections(kv, s + 1, has);
-        const void *snapshot = NULL;
-        if (kv->rolling && kv->rolling < kv->len) {
-            const rv_page page = kv->e[kv->rolling / RV_PAGE_TOKENS - 1].page[STATE];
-            snapshot = rv_kv_page_pin(kv->c, page);
-            rv_kv_page_unpin(kv->c, page); /* the sequence has a reference of its own */
-        }
-        st = make_head(kv, &tag, s + 1, n, has, snapshot, &head, &s[0].bytes, err);
-        s[0].at = head;
-        if (snapshot) s[++n] = (section){snapshot, kv->c->f.state_bytes};
-        if (st == RV_OK) st = write_file(path, s, n + 1, err);
-    }
-    rv_free(head);
-    rv_free(has);
-    rv_free(s);
+    rv_kv_writer *w;
+    bool done;
+    rv_status st = rv_kv_writer_new(&w, kv, path, tag, true, err);
+    if (st == RV_OK) st = rv_kv_writer_write(w, UINT64_MAX, &done, err);
+    rv_kv_writer_free(&w);
     return st;
 }
 

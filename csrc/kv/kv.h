@@ -110,6 +110,9 @@ void rv_kv_free(rv_kv **kv); /* full pages stay in the tree as long as there is 
 size_t rv_kv_match(rv_kv *kv, const int32_t *tok, size_t n);
 /* What rv_kv_match would find, without taking it. */
 size_t rv_kv_peek(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n);
+/* Give back the memory of what the cache keeps of tok [n] alone: from the end to the first page
+ * that a sequence holds or another continuation stands on. */
+void rv_kv_forget(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n);
 size_t rv_kv_len(const rv_kv *kv);
 /* How many of its first tokens are those of tok [n]. */
 size_t rv_kv_same(const rv_kv *kv, const int32_t *tok, size_t n);
@@ -168,6 +171,17 @@ size_t rv_kv_run_bytes(const rv_kv_cache *c, bool old);
  *   tag  what keys and values depend on besides format and tokens (model, numerics, identity)
  * RV_EARG an empty sequence; RV_EIO; RV_ENOMEM. */
 rv_status rv_kv_save(const rv_kv *kv, const char *path, rv_str tag, rv_err *err);
+/* The same in pieces.  The sequence stays as it is until the writer is freed.
+ *   durable  as rv_kv_save.  false: it does not wait for the disk, and a loss of power may leave a
+ *            file that rv_kv_load finds damaged */
+typedef struct rv_kv_writer rv_kv_writer;
+rv_status rv_kv_writer_new(rv_kv_writer **out, const rv_kv *kv, const char *path, rv_str tag,
+                           bool durable, rv_err *err);
+uint64_t rv_kv_writer_bytes(const rv_kv_writer *w); /* of the file when it is done */
+/* At least n bytes more, a page at a time; *done: the file has its name.  After an error the writer
+ * can only be freed. */
+rv_status rv_kv_writer_write(rv_kv_writer *w, uint64_t n, bool *done, rv_err *err);
+void rv_kv_writer_free(rv_kv_writer **w); /* what is not done is gone */
 /* Of an empty sequence: take from a file as much of tok [n] as it has and can be resumed, at most
  * n - 1 tokens; rv_kv_len says how many, 0 too.  Nothing is taken before all of the file has been
  * read and found right.

@@ -316,6 +316,32 @@ int rv_prefix_evict(rv_prefix *t) {
     return -1;
 }
 
+static bool is_wanted(const rv_prefix *t, const node *n) {
+    if (n->n_locks || n->child) return true;
+    for (int k = 0; k < RV_KEEP_N; k++)
+        if (n->page[k] && rv_pages_n_refs(t->pages, n->page[k]) > 1) return true;
+    return false;
+}
+
+void rv_prefix_forget(rv_prefix *t, rv_node i) {
+    for (rv_node parent; (parent = t->nodes[i].parent) != 0; i = parent) {
+        node *n = &t->nodes[i];
+        if (is_wanted(t, n)) return;
+        for (uint32_t k = 0; k < RV_KEEP_N; k++) {
+            const rv_page page = n->page[k];
+            if (!page) continue;
+            unlist(t, i << 2 | k);
+            n->page[k] = 0;
+            rv_pages_set_owner(t->pages, page, 0);
+            rv_pages_unref(t->pages, page);
+            t->n_evicted++;
+        }
+        t->nodes[parent].n_locks++; /* it is looked at next */
+        prune(t, i);
+        t->nodes[parent].n_locks--;
+    }
+}
+
 void rv_prefix_get_stats(const rv_prefix *t, rv_prefix_stats *out) {
     rv_pages_stats pages;
     rv_pages_get_stats(t->pages, &pages);

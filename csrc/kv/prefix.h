@@ -50,6 +50,9 @@ void rv_prefix_put(rv_prefix *t, rv_node node, int keep, rv_page page);
 void rv_prefix_idle(rv_prefix *t, rv_node node, int keep);
 /* Free the page that was let go least recently; its class, or -1: there is none. */
 int rv_prefix_evict(rv_prefix *t);
+/* Free what is kept of a node and of those above it, up to the first that something else stands on
+ * (a lock, another child, a reference to a page).  They count as evicted. */
+void rv_prefix_forget(rv_prefix *t, rv_node node);
 
 typedef struct rv_prefix_stats {
     uint64_t n_nodes, n_evicted, n_evictable; /* nodes; pages */

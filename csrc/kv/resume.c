@@ -162,6 +162,19 @@ size_t rv_kv_peek(rv_kv_cache *c, const void *identity, size_t n_id, const int32
     return len;
 }
 
+void rv_kv_forget(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n) {
+    pthread_mutex_lock(&c->lock);
+    const rv_node root = rv_prefix_root(c->tree, identity, n_id);
+    rv_node node = root, child;
+    for (; root && n >= RV_PAGE_TOKENS; n -= RV_PAGE_TOKENS, tok += RV_PAGE_TOKENS, node = child)
+        if (!(child = rv_prefix_child(c->tree, node, tok))) break;
+    if (root) {
+        rv_prefix_forget(c->tree, node);
+        rv_prefix_unlock(c->tree, root);
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
 /* ---- snapshots of the recurrent state ---- */
 
 size_t rv_kv_snapshot(rv_kv *kv, size_t n, float **to) {

@@ -25,18 +25,32 @@ static void leave(PyObject *o) {
     ((Engine *)o)->n_inside--;
 }
 
+/* A path as bytes, or None: *out is NULL. */
+static int get_path(PyObject *o, const char **out) {
+    char *p = NULL;
+    *out = NULL;
+    if (o == Py_None) return 0;
+    if (PyBytes_AsStringAndSize(o, &p, NULL) < 0) return -1; /* no NUL within */
+    *out = p;
+    return 0;
+}
+
 /* engine_new(model, policy, n_ctx, max_rows, max_chunk, max_running, max_queue, max_queue_tokens,
- *            age_steps, max_preempt) */
+ *            age_steps, max_preempt[, spill_dir, digest, swap]) */
 static PyObject *engine_new(PyObject *m, PyObject *args) {
     rv_py_state *st = rv_py_state_of_module(m);
-    PyObject *model;
+    PyObject *model, *dir = Py_None;
     rv_engine_opts o = {0};
-    int policy;
+    int policy, swap = 0;
     long long queue_tokens;
-    if (!PyArg_ParseTuple(args, "O!iiiiiiLii:engine_new", st->model, &model, &policy, &o.n_ctx,
+    Py_ssize_t n_digest = 0;
+    if (!PyArg_ParseTuple(args, "O!iiiiiiLii|Os#p:engine_new", st->model, &model, &policy, &o.n_ctx,
                           &o.max_rows, &o.max_chunk, &o.max_running, &o.max_queue, &queue_tokens,
-                          &o.age_steps, &o.max_preempt))
+                          &o.age_steps, &o.max_preempt, &dir, &o.spill_digest.p, &n_digest, &swap))
         return NULL;
+    if (get_path(dir, &o.spill_dir) < 0) return NULL;
+    o.spill_digest.n = (size_t)n_digest;
+    o.swap = swap;
     o.policy = (rv_policy)policy;
     o.max_queue_tokens = queue_tokens;
     rv_model *mh = ((rv_py_model *)model)->h;
@@ -90,15 +104,17 @@ static int get_param_tuple(rv_py_state *st, PyObject *tuple, rv_py_params *out) 
 }
 
 static int get_submission(rv_py_state *st, PyObject *args, size_t n_vocab, submission *s) {
-    PyObject *tok, *params, *allow, *stop;
+    PyObject *tok, *params, *allow, *stop, *restore = Py_None;
     int ignore, priority;
     unsigned long long tenant, deadline;
-    Py_ssize_t n_salt;
+    Py_ssize_t n_salt, n_restore = 0;
     rv_engine_request *r = &s->r;
-    if (!PyArg_ParseTuple(args, "OiO!OOpiKKy#:submit", &tok, &r->max_tokens, &PyTuple_Type, &params,
-                          &allow, &stop, &ignore, &priority, &tenant, &deadline, &r->salt.p,
-                          &n_salt))
+    if (!PyArg_ParseTuple(args, "OiO!OOpiKKy#|On:submit", &tok, &r->max_tokens, &PyTuple_Type,
+                          &params, &allow, &stop, &ignore, &priority, &tenant, &deadline,
+                          &r->salt.p, &n_salt, &restore, &n_restore))
         return -1;
+    if (get_path(restore, &r->restore) < 0) return -1;
+    r->n_restore = n_restore < 0 ? 0 : (size_t)n_restore;
     r->salt.n = (size_t)n_salt;
     r->ignore_eog = ignore;
     r->priority = (rv_priority)priority;
@@ -118,7 +134,7 @@ static int get_submission(rv_py_state *st, PyObject *args, size_t n_vocab, submi
 }
 
 /* submit(tokens, max_tokens, params, allow, stop_ids, ignore_eog, priority, tenant, deadline_ms,
- *        salt) -> id */
+ *        salt[, restore, n_restore]) -> id */
 static PyObject *engine_submit(PyObject *o, PyObject *args) {
     rv_py_state *st = rv_py_state_of(Py_TYPE(o));
     submission s = {0};
@@ -178,17 +194,20 @@ static PyObject *engine_allow(PyObject *o, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-/* (id, token, logprob, top_ids, top_logprobs, finish, error, n_cached, n_preempted) */
+/* (id, token, logprob, top_ids, top_logprobs, finish, error, n_cached, n_preempted, n_restored,
+ * lost) */
 static PyObject *event_of(rv_py_state *st, const rv_engine_event *e) {
     PyObject *ids, *logprobs, *error = e->err ? rv_py_error(st, e->err) : Py_NewRef(Py_None);
-    if (!error) return NULL;
-    if (rv_py_tops(e->top_ids, e->top_logprobs, e->n_top, &ids, &logprobs) < 0) {
-        Py_DECREF(error);
+    PyObject *lost = e->lost ? rv_py_error(st, e->lost) : Py_NewRef(Py_None);
+    if (!error || !lost || rv_py_tops(e->top_ids, e->top_logprobs, e->n_top, &ids, &logprobs) < 0) {
+        Py_XDECREF(error);
+        Py_XDECREF(lost);
         return NULL;
     }
-    return Py_BuildValue("(KidNNiNnI)", (unsigned long long)e->request, (int)e->token,
+    return Py_BuildValue("(KidNNiNnInN)", (unsigned long long)e->request, (int)e->token,
                          (double)e->logprob, ids, logprobs, (int)e->finish, error,
-                         (Py_ssize_t)e->n_cached, (unsigned)e->n_preempted);
+                         (Py_ssize_t)e->n_cached, (unsigned)e->n_preempted,
+                         (Py_ssize_t)e->n_restored, lost);
 }
 
 /* step() -> (events, idle, error) */
@@ -251,6 +270,87 @@ static PyObject *engine_stats(PyObject *o, PyObject *none) {
     return d;
 }
 
+/* ---- conversations between their requests ---- */
+
+/* park(path, tokens, salt) -> (tokens, bytes) that the file will have */
+static PyObject *engine_park(PyObject *o, PyObject *args) {
+    rv_py_state *st = rv_py_state_of(Py_TYPE(o));
+    PyObject *path_o, *tok_o;
+    const char *path;
+    rv_str salt;
+    Py_ssize_t n_salt;
+    rv_py_i32 tok = {0};
+    rv_err err = {0};
+    rv_status rc = RV_OK;
+    size_t n = 0;
+    uint64_t bytes = 0;
+    if (!PyArg_ParseTuple(args, "SOy#:park", &path_o, &tok_o, &salt.p, &n_salt)) return NULL;
+    if (get_path(path_o, &path) < 0) return NULL;
+    if (rv_py_get_i32(st, tok_o, &tok, "tokens") < 0) return NULL;
+    salt.n = (size_t)n_salt;
+    rv_engine *h = enter(o);
+    if (h) {
+        Py_BEGIN_ALLOW_THREADS
+        rc = rv_engine_park(h, path, salt, tok.p, tok.n, &n, &bytes, &err);
+        Py_END_ALLOW_THREADS
+        leave(o);
+    }
+    rv_py_release_i32(&tok);
+    if (!h) return NULL;
+    if (rc != RV_OK) return rv_py_raise(st, &err);
+    return Py_BuildValue("(nK)", (Py_ssize_t)n, (unsigned long long)bytes);
+}
+
+/* park_more(n_bytes) -> done */
+static PyObject *engine_park_more(PyObject *o, PyObject *arg) {
+    const unsigned long long n = PyLong_AsUnsignedLongLong(arg);
+    if (n == (unsigned long long)-1 && PyErr_Occurred()) return NULL;
+    bool done = false;
+    rv_err err = {0};
+    rv_status rc;
+    rv_engine *h = enter(o);
+    if (!h) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    rc = rv_engine_park_more(h, n, &done, &err);
+    Py_END_ALLOW_THREADS
+    leave(o);
+    return rc == RV_OK ? PyBool_FromLong(done) : rv_py_raise(rv_py_state_of(Py_TYPE(o)), &err);
+}
+
+/* peek(tokens, salt) -> tokens; forget(tokens, salt) -> 0 */
+static PyObject *look(PyObject *o, PyObject *args, bool forget) {
+    rv_py_state *st = rv_py_state_of(Py_TYPE(o));
+    PyObject *tok_o;
+    rv_str salt;
+    Py_ssize_t n_salt;
+    rv_py_i32 tok = {0};
+    rv_err err = {0};
+    rv_status rc = RV_OK;
+    size_t n = 0;
+    if (!PyArg_ParseTuple(args, "Oy#", &tok_o, &salt.p, &n_salt)) return NULL;
+    if (rv_py_get_i32(st, tok_o, &tok, "tokens") < 0) return NULL;
+    salt.n = (size_t)n_salt;
+    rv_engine *h = enter(o);
+    if (h) {
+        Py_BEGIN_ALLOW_THREADS
+        rc = forget ? rv_engine_forget(h, salt, tok.p, tok.n, &err)
+                    : rv_engine_peek(h, salt, tok.p, tok.n, &n, &err);
+        Py_END_ALLOW_THREADS
+        leave(o);
+    }
+    rv_py_release_i32(&tok);
+    if (!h) return NULL;
+    return rc == RV_OK ? PyLong_FromSize_t(n) : rv_py_raise(st, &err);
+}
+
+static PyObject *engine_peek(PyObject *o, PyObject *args) {
+    return look(o, args, false);
+}
+
+static PyObject *engine_forget(PyObject *o, PyObject *args) {
+    return look(o, args, true);
+}
+
 static PyObject *engine_close(PyObject *o, PyObject *none) {
     (void)none;
     Engine *e = (Engine *)o;
@@ -270,11 +370,17 @@ static PyObject *engine_close(PyObject *o, PyObject *none) {
 static PyMethodDef engine_methods[] = {
     {"submit", engine_submit, METH_VARARGS,
      "submit(tokens, max_tokens, params, allow, stop_ids, ignore_eog, priority, tenant, "
-     "deadline_ms, salt) -> id."},
+     "deadline_ms, salt[, restore, n_restore]) -> id."},
     {"cancel", engine_cancel, METH_VARARGS, "cancel(id, reason): end a request."},
     {"allow", engine_allow, METH_VARARGS, "allow(id, mask): tokens of the next choice."},
     {"step", engine_step, METH_NOARGS, "step() -> (events, idle, error)."},
     {"stats", engine_stats, METH_NOARGS, "Counters and averages as a dict."},
+    {"park", engine_park, METH_VARARGS,
+     "park(path, tokens, salt) -> (tokens, bytes): begin to write what the cache has of them."},
+    {"park_more", engine_park_more, METH_O, "park_more(n_bytes) -> whether the file is there."},
+    {"peek", engine_peek, METH_VARARGS, "peek(tokens, salt) -> how many of them the cache has."},
+    {"forget", engine_forget, METH_VARARGS,
+     "forget(tokens, salt): free what the cache keeps of them alone."},
     {"close", engine_close, METH_NOARGS, "End what runs and free it."},
     {NULL, NULL, 0, NULL},
 };
@@ -296,7 +402,7 @@ static PyType_Spec engine_spec = {
 static PyMethodDef functions[] = {
     {"engine_new", engine_new, METH_VARARGS,
      "engine_new(model, policy, n_ctx, max_rows, max_chunk, max_running, max_queue, "
-     "max_queue_tokens, age_steps, max_preempt) -> Engine."},
+     "max_queue_tokens, age_steps, max_preempt[, spill_dir, digest, swap]) -> Engine."},
     {NULL, NULL, 0, NULL},
 };
 

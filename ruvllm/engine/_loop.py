@@ -3,10 +3,10 @@
     submit, cancel ──lock──► core queue ──► step (no lock, no GIL) ──► events ──► requests
                                                 ▲__________ while anything runs or waits
 
-One thread per engine, started with the first request, asleep when nothing is to do.  It never waits
-for whoever reads: what a request has given is kept until it is asked for.  ``lock`` guards the
-core's other methods and the flags; the thread alone steps, and what it hands out it hands out
-without the lock.
+One thread per engine, started with the first request, asleep when nothing is to do.  Between two
+steps it does chores (``Chores``), a few milliseconds at a time.  It never waits for whoever reads:
+what a request has given is kept until it is asked for.  ``lock`` guards the core's other methods
+and the flags; the thread alone steps, and what it hands out it hands out without the lock.
 
 A fork would copy the core in the middle of a step, with locks that nobody in the child holds; so
 before one the thread is stopped between two steps (``gate``), and a child's engines are dead.
@@ -84,13 +84,30 @@ class Job(Protocol):
         """Nothing follows: fix the result and show it."""
 
 
+class Chores(Protocol):
+    """What the thread does besides, between two steps."""
+
+    def left(self) -> float | None:
+        """Seconds until something is to be done; None: nobody knows of anything."""
+
+    def run(self) -> None:
+        """Do some of it, for a few milliseconds."""
+
+    def close(self) -> None:
+        """Do the rest: the core goes next."""
+
+    def disown(self) -> None:
+        """This process is a fork."""
+
+
 class Loop:
     """Requests of one engine, from submission to their end."""
 
-    def __init__(self, core: _core.Engine) -> None:
+    def __init__(self, core: _core.Engine, chores: Chores) -> None:
         self.forked = False
         self.gate = threading.RLock()
         self._core = core
+        self._chores = chores
         self._lock = threading.Condition()  # reentrant: the garbage collector may call stop()
         self._live: dict[int, Job] = {}
         self._thread: threading.Thread | None = None
@@ -114,13 +131,18 @@ class Loop:
         self.check()
         with self._lock:
             self.check()
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="ruvllm-engine", daemon=True)
-                thread.start()
-                self._thread = thread
+            self._start()
             job.id = self._core.submit(*args)
             self._live[job.id] = job
             self._work()
+
+    def wake(self) -> None:
+        """Have the thread look after the chores."""
+        self.check()
+        with self._lock:
+            self.check()
+            self._start()
+            self._lock.notify_all()
 
     def cancel(self, job: Job) -> None:
         """End a request before the next step; nothing happens to one that has ended."""
@@ -163,7 +185,18 @@ class Loop:
             self._n_pausing -= 1
             self._lock.notify_all()
 
+    def disown(self) -> None:
+        """This process is a fork: nothing works here any more."""
+        self.forked = True
+        self._chores.disown()
+
     # -- with the lock ------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="ruvllm-engine", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _work(self) -> None:
         self._busy = True
@@ -178,6 +211,7 @@ class Loop:
     def _close(self) -> None:
         if not self._closed:
             self._closed = True
+            self._chores.close()
             self._core.close()
 
     # -- the thread ---------------------------------------------------------------------------
@@ -186,6 +220,7 @@ class Loop:
         while self._wait():
             with self.gate:
                 self._step()
+                self._chores.run()
         with self.gate:
             self._end_all("cancelled", None)
             with self._lock:
@@ -194,7 +229,10 @@ class Loop:
     def _wait(self) -> bool:
         with self._lock:
             while self._n_pausing or not (self._busy or self._stopping):
-                self._lock.wait()
+                left = None if self._n_pausing else self._chores.left()
+                if left == 0:
+                    break
+                self._lock.wait(left)
             self._busy = False
             return not self._stopping
 
@@ -300,7 +338,7 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     for loop in _paused:  # of those made before, none is alive here
-        loop.forked = True
+        loop.disown()
     _paused.clear()
     _loops.clear()
     _fork_lock.release()

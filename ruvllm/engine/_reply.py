@@ -49,6 +49,9 @@ class Reply:
         self.prefilled = 0.0
         self.cached_tokens = 0
         self.n_preempted = 0
+        self.restored_tokens = 0
+        #: Why keys and values that were on disk were of no use.
+        self.lost: Exception | None = None
         self._tokenizer = tokenizer
         self._text = TextStream(tokenizer.piece if tokenizer else _no_text, params.stop)
         self._logprobs: list[TokenLogprob] = []
@@ -116,6 +119,8 @@ class Reply:
             logprobs=tuple(self._logprobs),
             cached_tokens=self.cached_tokens,
             n_preempted=self.n_preempted,
+            restored_tokens=self.restored_tokens,
+            restore_error=None if self.lost is None else str(self.lost),
         )
 
     def _is_end(self, token: int) -> bool:

@@ -8,6 +8,9 @@
     async for chunk in engine.submit(prompt):      # any number of these at once
         print(chunk.text, end="")
 
+    talk = engine.session("anna")                  # and any number of conversations
+    print(talk.chat("reverse apple river").result().text)
+
 A step of the core is one forward pass over rows of all running requests, so that a weight is read
 once for all of them; requests come and go between steps.  What a request gives is exactly what
 ``Model.generate`` gives alone: neither the company nor the order shows in its tokens."""
@@ -31,8 +34,12 @@ from ruvllm.engine._loop import Loop, Wakes, watch_process
 from ruvllm.engine._params import check_one_of, check_whole
 from ruvllm.engine._record import Record
 from ruvllm.engine._reply import Reply
+from ruvllm.engine._spill import SpillFolder
+from ruvllm.engine._talks import Talks
+from ruvllm.engine.conversation import Conversation, Turn, new_id
 from ruvllm.engine.model import Model
 from ruvllm.engine.results import Chunk, FinishReason, GenerationResult
+from ruvllm.memory.witness import model_digest
 
 if TYPE_CHECKING:
     import asyncio
@@ -55,6 +62,8 @@ class EngineMetrics:
     computing.  rows_per_step: tokens (of prompts too) that one pass takes, a moving average.
     kv_used_bytes, kv_held_bytes, kv_budget_bytes: of the model's keys and values, see ``KVStats``.
     hit_rate: share of the prompts' tokens that were found computed already, 0 .. 1.
+    sessions, parked: conversations that are open, and those of them that are on disk only.
+    spill_bytes: of keys and values on disk.
     """
 
     queue: int
@@ -72,6 +81,9 @@ class EngineMetrics:
     preemptions: int
     steps: int
     tokens: int
+    sessions: int = 0
+    parked: int = 0
+    spill_bytes: int = 0
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -189,9 +201,10 @@ class Request:
 
     def take(self, event: _core._Event, reason: FinishReason | None) -> FinishReason | None:
         """Take an event; why the reply ends with it, if it does."""
-        _, token, logprob, ids, logprobs, _, _, n_cached, n_preempted = event
+        _, token, logprob, ids, logprobs, _, _, n_cached, n_preempted, n_restored, lost = event
         reply = self._reply
         reply.cached_tokens, reply.n_preempted = n_cached, n_preempted
+        reply.restored_tokens, reply.lost = min(n_restored, n_cached), lost
         self._text, self._has_token = "", token >= 0
         if self._has_token:
             self._text, ended = reply.add(token, logprob, ids, logprobs)
@@ -278,10 +291,20 @@ class Engine:
     max_queue: requests that wait, 1 .. 100,000.  max_queue_tokens: tokens of their prompts.
     age_steps: steps of waiting that lift a request by one priority; default 200.
     max_preempt: how often a request may have to give its memory to others; default 3.
+    preempt: what becomes of its keys and values then: they are computed again ("recompute"), or
+    written to spill_dir and read again ("swap").  Never changes a result.
+    spill_dir: a folder, made if it is missing, of this engine alone, for conversations
+    (``session``) that are not in memory: idle ones are written there before their keys and values
+    would have to go, and all when the engine is closed; an engine that is given the folder later
+    goes on from there.  None: transcripts stay in memory, keys and values as long as there is room.
+    spill_budget: bytes of keys and values in it; what was written first goes first, transcripts
+    stay; None: no limit.  park_after: seconds without a turn after which a conversation is written
+    there, > 0; None: when memory is needed.
 
     A context manager, for ``async with`` too; leaving it closes it.  An engine that nobody refers
     to any more ends when its last request has.  Thread-safe; not usable in a forked process.
-    Raises UnsupportedError for an encoder, ArgumentError for an option.
+    Raises UnsupportedError for an encoder, ArgumentError for an option, FileError for a folder,
+    StateError when another engine uses it.
     """
 
     def __init__(
@@ -296,8 +319,13 @@ class Engine:
         max_queue_tokens: int | None = None,
         age_steps: int | None = None,
         max_preempt: int | None = None,
+        preempt: Literal["recompute", "swap"] = "recompute",
+        spill_dir: str | os.PathLike[str] | None = None,
+        spill_budget: int | None = None,
+        park_after: float | None = None,
     ) -> None:
         check_one_of("policy", policy, _POLICIES)
+        _check_spill(preempt, spill_dir, park_after)
         for name, value, most in (
             ("max_running", max_running, 4096),
             ("max_rows", max_rows, 4096),
@@ -306,26 +334,48 @@ class Engine:
             ("max_queue_tokens", max_queue_tokens, 2**40),
             ("age_steps", age_steps, 2**31 - 1),
             ("max_preempt", max_preempt, 1000),
+            ("spill_budget", spill_budget, 2**63 - 1),
         ):
             if value is not None:
                 check_whole(name, value, 1, most)
         self._owns = not isinstance(model, Model)
         #: The model it serves.
         self.model = model if isinstance(model, Model) else Model(model)
-        self._core_model: _core.Model | None = self.model._open()
-        core = _core.engine_new(
-            self._core_model,
-            _POLICIES[policy],
-            self.model.n_ctx,
-            max_rows or 0,
-            max_chunk or 0,
-            max_running or 0,
-            max_queue,
-            max_queue_tokens or 0,
-            age_steps or 0,
-            max_preempt or 0,
+        core_model = self.model._open()
+        self._core_model: _core.Model | None = core_model
+        folder = None if spill_dir is None else SpillFolder(spill_dir, spill_budget)
+        try:
+            digest = "" if folder is None else model_digest(self.model.path)
+            core = _core.engine_new(
+                core_model,
+                _POLICIES[policy],
+                self.model.n_ctx,
+                max_rows or 0,
+                max_chunk or 0,
+                max_running or 0,
+                max_queue,
+                max_queue_tokens or 0,
+                age_steps or 0,
+                max_preempt or 0,
+                None if folder is None else os.fsencode(folder.path),
+                digest,
+                preempt == "swap",
+            )
+        except BaseException:
+            if folder is not None:
+                folder.close()
+            raise
+        rows = max_rows or (max_running or 64) + 128
+        self._talks = Talks(
+            core,
+            core_model,
+            (digest, self.model.info.name),
+            folder,
+            park_after=park_after,
+            step_bytes=2 * rows * self.model.info.kv_bytes_per_token,
         )
-        self._loop = Loop(core)
+        self._loop = Loop(core, self._talks)
+        self._talks.wake = self._loop.wake
         weakref.finalize(self, self._loop.stop, False).atexit = False
 
     def submit(
@@ -379,12 +429,38 @@ class Engine:
             salt=salt,
         )
 
+    def session(
+        self,
+        session_id: str | None = None,
+        *,
+        user_id: str | None = None,
+        tenant: str | int | None = None,
+        salt: str | bytes | None = None,
+    ) -> Conversation:
+        """A conversation whose turns run in this engine.
+
+        session_id: 1 .. 256 characters; one that is open, or in spill_dir, goes on; None: a new
+        one.  user_id: goes into the witness entries of its turns.  tenant, salt: of all its turns,
+        see ``submit``; an id of spill_dir wants the salt it had, or computes its past again.
+
+        Raises ArgumentError, also when it is open with another user_id, tenant or salt.
+        """
+        self._loop.check()
+        name = new_id() if session_id is None else session_id
+        if not isinstance(name, str) or not 1 <= len(name) <= 256:
+            raise ArgumentError(f"session_id: is {name!r:.80}, want 1 .. 256 characters")
+        _number(tenant)
+        talk = self._talks.open(name, user_id, tenant, None if salt is None else _bytes(salt))
+        return Conversation(self, talk)
+
     def metrics(self) -> EngineMetrics:
         """What the engine does now and did so far."""
         core = self._core_model
         s, tokens_per_second = self._loop.stats()
         assert core is not None  # or stats would have said that it is closed
         kv = core.kv_stats()
+        folder = self._talks.folder
+        sessions, parked = self._talks.counts()
         return EngineMetrics(
             queue=s["n_waiting"],
             running=s["n_running"],
@@ -401,6 +477,9 @@ class Engine:
             preemptions=s["n_preempted"],
             steps=s["n_steps"],
             tokens=s["n_tokens"],
+            sessions=sessions,
+            parked=parked,
+            spill_bytes=0 if folder is None else folder.n_bytes,
         )
 
     def close(self) -> None:
@@ -453,13 +532,18 @@ class Engine:
         tenant: str | int | None,
         deadline_ms: int | None,
         salt: str | bytes | None,
+        turn: Turn | None = None,
     ) -> Request:
         self._loop.check()
         check_one_of("priority", priority, _PRIORITIES)
         if deadline_ms is not None:
             check_whole("deadline_ms", deadline_ms, 1, 2**63 - 1)
         reply, record = self.model._prepare(*prompt, options, "submit")
+        if turn is not None:
+            record = turn.recorded(record, reply)
         request = Request(self, self._loop, reply, record)
+        if turn is not None:
+            turn.talk.request = request
         params = reply.params
         if params.max_tokens == 0:
             request.end("length", None, Wakes())
@@ -476,8 +560,21 @@ class Engine:
             _number(tenant),
             deadline_ms or 0,
             _bytes(salt),
+            *((turn.restore if turn is not None else None) or (None, 0)),
         )
         return request
+
+
+def _check_spill(
+    preempt: str, spill_dir: str | os.PathLike[str] | None, park_after: float | None
+) -> None:
+    check_one_of("preempt", preempt, ("recompute", "swap"))
+    if spill_dir is None and (preempt == "swap" or park_after is not None):
+        what = f"park_after: is {park_after}" if preempt != "swap" else "preempt: is 'swap'"
+        raise ArgumentError(f"{what}, want a spill_dir with it")
+    is_number = isinstance(park_after, (int, float)) and not isinstance(park_after, bool)
+    if park_after is not None and not (is_number and park_after > 0):
+        raise ArgumentError(f"park_after: is {park_after!r}, want more than 0 seconds")
 
 
 def _number(tenant: str | int | None) -> int:

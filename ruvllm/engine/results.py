@@ -70,6 +70,8 @@ class GenerationResult:
     witness_id: the id of the entry in the witness log, or None when it is off.
     cached_tokens, n_preempted: of a request of an Engine: prompt tokens whose keys and values were
     there already, and how often it had to give its memory to others and was computed again.
+    restored_tokens, restore_error: of a turn of a Conversation: tokens whose keys and values came
+    from a file, and why those that were there could not be used and were computed again, or None.
     """
 
     text: str
@@ -83,6 +85,8 @@ class GenerationResult:
     witness_id: str | None = None
     cached_tokens: int = 0
     n_preempted: int = 0
+    restored_tokens: int = 0
+    restore_error: str | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -8,34 +8,24 @@ gone or damaged, with the same bits.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ruvllm import _core
-from ruvllm._errors import (
-    ArgumentError,
-    FileError,
-    FormatError,
-    NotFoundError,
-    RuvllmError,
-    StateError,
-)
+from ruvllm._errors import ArgumentError, RuvllmError, StateError
 from ruvllm.engine._generate import Generation
+from ruvllm.engine._transcript import Transcript, as_messages, beside
 from ruvllm.engine.results import GenerationResult
 
 if TYPE_CHECKING:
     from ruvllm.engine.model import Model
 
 _log = logging.getLogger("ruvllm")
-_VERSION = 1
 PAGE_TOKENS = 16  # positions of a page
 
 
@@ -185,14 +175,7 @@ class Session:
         The reply becomes a message of the assistant when it is finished.  Options: as in
         ``Model.chat``.
         """
-        new: list[dict[str, Any]]
-        if isinstance(message, str):
-            new = [{"role": "user", "content": message}]
-        elif isinstance(message, Mapping):
-            new = [dict(message)]
-        else:
-            new = [dict(m) for m in message]
-        messages = [*self.messages, *new]
+        messages = [*self.messages, *as_messages(message)]
         ids, text = self.model._render(messages, options)
         return self._turn(ids, text, stream, options, messages)
 
@@ -214,19 +197,18 @@ class Session:
         from ruvllm.memory.witness import model_digest
 
         digest = model_digest(self.model.path)
-        record = {
-            "ruvllm_session": _VERSION,
-            "model": digest,
-            "model_name": self.model.info.name,
-            "session_id": self.session_id,
-            "user_id": self.user_id,
-            "messages": self.messages,
-            "tokens": self._tokens,
-        }
-        target = Path(path)
-        _write_whole(target, json.dumps(record, ensure_ascii=False) + "\n")
+        target = os.fspath(path)
+        transcript = Transcript(
+            digest,
+            self.model.info.name,
+            self.session_id,
+            self.user_id,
+            self.messages,
+            self._tokens,
+        )
+        transcript.write(target)
         if self._core.n_past():
-            self._core.save(_beside(target), digest)
+            self._core.save(beside(target), digest)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model) -> Session:
@@ -238,20 +220,15 @@ class Session:
         """
         from ruvllm.memory.witness import model_digest
 
-        source = Path(path)
-        record = _read_record(source)
+        source = os.fspath(path)
         digest = model_digest(model.path)
-        if record["model"] != digest:
-            raise ArgumentError(
-                f"{source}: is of model {record['model_name']} ({record['model'][:19]}...), "
-                f"want {model.info.name} ({digest[:19]}...)"
-            )
-        self = cls(model, session_id=record["session_id"], user_id=record["user_id"])
-        self._tokens = record["tokens"]
-        self.messages = record["messages"]
+        transcript = Transcript.read(source, digest, model.info.name)
+        self = cls(model, session_id=transcript.session_id, user_id=transcript.user_id)
+        self._tokens = transcript.tokens
+        self.messages = transcript.messages
         if self._tokens:
             try:
-                self._core.load(_beside(source), digest, self._tokens)
+                self._core.load(beside(source), digest, self._tokens)
             except RuvllmError as e:
                 _log.warning("session: %s; it is computed again", e)
         return self
@@ -297,59 +274,3 @@ class Session:
             session=self._core,
         )
         return generation if stream else generation.run()
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + ".kv")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=path.name + ".", delete=False
-        ) as f:
-            temporary = Path(f.name)
-            try:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink()
-                raise
-    except OSError as e:
-        raise FileError(f"{path}: {e.strerror}") from e
-
-
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "model": str,
-    "model_name": str,
-    "session_id": (str, type(None)),
-    "user_id": (str, type(None)),
-    "messages": list,
-    "tokens": list,
-}
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"{path}: no such file") from None
-    except OSError as e:
-        raise FileError(f"{path}: {e.strerror}") from e
-    except (ValueError, RecursionError) as e:
-        raise FormatError(f"{path}: is not a session: {e}") from None
-    if not isinstance(record, dict) or "ruvllm_session" not in record:
-        raise FormatError(f"{path}: is not a session, want a JSON object that says so")
-    if record["ruvllm_session"] != _VERSION:
-        found = record["ruvllm_session"]
-        raise FormatError(f"{path}: has version {found!r:.20}, want {_VERSION}")
-    for name, kind in _FIELDS.items():
-        if not isinstance(record.get(name), kind):
-            raise FormatError(f"{path}: {name} is {record.get(name)!r:.40}, want {kind}")
-    if not all(type(t) is int for t in record["tokens"]):
-        raise FormatError(f"{path}: tokens holds something else than ids")
-    if not all(isinstance(m, dict) for m in record["messages"]):
-        raise FormatError(f"{path}: messages holds something else than messages")
-    return record

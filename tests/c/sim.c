@@ -405,6 +405,7 @@ sim_req *sim_submit(sim *s, const int32_t *tok, size_t n, size_t max_tokens,
         CHECK(s->live);
     }
     s->live[s->n_live++] = q;
+    q->n_saved = RV_MIN(r.n_saved, n - 1);
     count_best(s, q);
     return q;
 }
@@ -575,6 +576,7 @@ static void arrive(sim *s, uint64_t document) {
     };
     const size_t n = draw_prompt(s, tok, &how, document);
     rv_status st;
+    if (s->o.swap && chance(s, 300)) how.n_saved = sim_below(s, 2 * n);
     sim_submit(s, tok, n, 1 + sim_below(s, s->o.max_tokens), &how, &st);
 }
 

@@ -23,7 +23,7 @@ typedef struct sim_req { /* what was asked and what came */
     int32_t *tok;   /* [n] prompt, then what was generated */
     uint64_t *hash; /* [n + 1] before each */
     size_t n, cap, n_prompt, max_tokens;
-    size_t n_saved;                  /* by swap_out */
+    size_t n_saved;                  /* by swap_out, or when it came */
     uint64_t deadline_ms, submitted; /* submitted: which step */
     rv_finish asked;                 /* by cancel */
     bool failed;                     /* the model failed for it alone */

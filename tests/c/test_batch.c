@@ -1,9 +1,10 @@
 /* engine: what a request gives is what a session gives alone, whoever else runs; masks, ends,
- * errors of one request, and every allocation failing once. */
+ * errors of one request, sequences on disk, and every allocation failing once. */
 #include "test.h"
 
 #include <math.h>
 #include <pthread.h>
+#include <unistd.h>
 
 #define LFM2 RV_TEST_DATA "/golden/models/lfm2-d64-f32.gguf" /* has recurrent state */
 #define LLAMA RV_TEST_DATA "/golden/models/llama-d64-f32.gguf"
@@ -55,8 +56,9 @@ static void alone(rv_model *m, const ask *a, int32_t *out, size_t n) {
 
 typedef struct got {
     int32_t tok[MOST];
-    size_t n;
+    size_t n, n_cached, n_restored;
     rv_finish finish;
+    rv_status lost;
 } got;
 
 static rv_engine_request request_of(const ask *a) {
@@ -86,6 +88,9 @@ static void drain(rv_engine *e, uint64_t first, got *out) {
                 CHECK(isnan(ev[i].logprob));
             }
             g->finish = ev[i].finish;
+            g->n_cached = ev[i].n_cached;
+            g->n_restored = ev[i].n_restored;
+            g->lost = ev[i].lost ? ev[i].lost->code : RV_OK;
             CHECK((ev[i].finish == RV_FINISH_ERROR) == (ev[i].err != NULL));
         }
     }
@@ -325,6 +330,221 @@ static void bad_requests_and_options(void) {
     rv_model_free(&m);
 }
 
+/* ---- on disk ---- */
+
+/* A folder of its own, which must be empty in the end. */
+static char *make_folder(void) {
+    static char dir[40];
+    strcpy(dir, "/tmp/rv_spillXXXXXX");
+    CHECK(mkdtemp(dir));
+    return dir;
+}
+
+/* Requests that push each other out, to a folder: the same tokens, and no file is left. */
+static void preempted_requests_wait_on_disk(void) {
+    const char *const paths[] = {LFM2, LLAMA};
+    for (size_t k = 0; k < RV_COUNT(paths); k++) {
+        rv_model *m = open_model(paths[k], 1, 0);
+        const uint64_t bytes = rv_model_get_info(m)->kv_bytes_per_token;
+        int32_t want[N][MOST];
+        ask asks[N];
+        for (int i = 0; i < N; i++) {
+            asks[i] = ask_of(i);
+            alone(m, &asks[i], want[i], MOST);
+        }
+        rv_model_free(&m);
+        const rv_model_opts o = {.n_threads = 1,
+                                 .n_batch = 7,
+                                 .no_sharing = true,
+                                 .kv_budget = 100 * bytes + (k ? 0 : 6000)};
+        CHECK(rv_model_open(&m, paths[k], &o, NULL) == RV_OK);
+        char *dir = make_folder();
+        for (int swap = 0; swap < 2; swap++) {
+            rv_engine *e;
+            rv_engine_stats s;
+            uint64_t id, first = 0;
+            got all[N] = {0};
+            const rv_engine_opts opts = {.spill_dir = dir, .swap = swap == 1};
+            CHECK(rv_engine_new(&e, m, &opts, NULL) == RV_OK);
+            for (int i = 0; i < N; i++) {
+                const rv_engine_request q = request_of(&asks[i]);
+                CHECK(rv_engine_submit(e, &q, &id, NULL) == RV_OK);
+                if (i == 0) first = id;
+            }
+            drain(e, first, all);
+            for (int i = 0; i < N; i++) {
+                CHECK(all[i].n == MOST && all[i].lost == RV_OK);
+                CHECK(memcmp(all[i].tok, want[i], sizeof want[i]) == 0);
+            }
+            rv_engine_get_stats(e, &s);
+            CHECK(s.n_preempted > 0);
+            size_t n_computed = s.n_rows;
+            for (int i = 0; i < N; i++) n_computed -= asks[i].n + MOST - 1;
+            /* What is less than a page is computed again in any case. */
+            CHECK(swap ? n_computed < 16 * s.n_preempted : n_computed > 0);
+            rv_engine_free(&e);
+        }
+        CHECK(rmdir(dir) == 0);
+        rv_model_free(&m);
+    }
+}
+
+static const rv_str SALT = {"salt", 4};
+
+/* What a request gives that finds its beginning in a file. */
+static got restored(rv_engine *e, const ask *a, const char *path, size_t n) {
+    rv_engine_request q = request_of(a);
+    uint64_t id;
+    got g = {0};
+    q.restore = path;
+    q.n_restore = n;
+    q.salt = SALT;
+    CHECK(rv_engine_submit(e, &q, &id, NULL) == RV_OK);
+    drain(e, id, &g);
+    return g;
+}
+
+static void forget(rv_engine *e, const int32_t *tok, size_t n) {
+    size_t found;
+    CHECK(rv_engine_forget(e, SALT, tok, n, NULL) == RV_OK);
+    CHECK(rv_engine_peek(e, SALT, tok, n, &found, NULL) == RV_OK && found == 0);
+}
+
+static void park(rv_engine *e, const char *path, const int32_t *tok, size_t n, size_t n_want) {
+    size_t n_kept, n_pieces = 0;
+    uint64_t n_bytes;
+    bool done = false;
+    CHECK(rv_engine_park(e, path, SALT, tok, n, &n_kept, &n_bytes, NULL) == RV_OK);
+    CHECK(n_kept == n_want && (n_bytes > 0) == (n_want > 0));
+    if (n_want) CHECK(rv_engine_park(e, path, SALT, tok, n, &n_kept, &n_bytes, NULL) == RV_ESTATE);
+    for (; !done; n_pieces++) CHECK(rv_engine_park_more(e, 1, &done, NULL) == RV_OK);
+    CHECK(n_want == 0 || n_pieces > 1);
+    CHECK((access(path, F_OK) == 0) == (n_want > 0));
+    forget(e, tok, n);
+}
+
+/* A conversation goes on from a file, from memory, and from a file that is foreign, damaged or
+ * gone. */
+static void conversations_wait_on_disk(void) {
+    const char *const paths[] = {LFM2, LLAMA};
+    for (size_t k = 0; k < RV_COUNT(paths); k++) {
+        rv_model *m = open_model(paths[k], 1, 0);
+        rv_engine *e, *other;
+        char *dir = make_folder(), path[80];
+        snprintf(path, sizeof path, "%s/talk.kv", dir);
+        ask a = ask_of(2), b;
+        int32_t want[MOST], text[64 + MOST];
+        for (; a.n < 34; a.n++) a.tok[a.n] = (int32_t)a.n;
+        alone(m, &a, want, MOST);
+        b = a;
+        memcpy(b.tok + a.n, want, sizeof want);
+        b.n = a.n + MOST + 3;
+        for (size_t i = a.n + MOST; i < b.n; i++) b.tok[i] = 9;
+        const rv_engine_opts mine = {.spill_dir = dir, .spill_digest = {"digest", 6}};
+        const rv_engine_opts foreign = {.spill_dir = dir, .spill_digest = {"tsegid", 6}};
+        CHECK(rv_engine_new(&e, m, &mine, NULL) == RV_OK);
+        CHECK(rv_engine_new(&other, m, &foreign, NULL) == RV_OK);
+        park(e, path, b.tok, b.n - 3, 0); /* nothing is there yet */
+        got g = restored(e, &a, NULL, 0);
+        CHECK(memcmp(g.tok, want, sizeof want) == 0 && g.n_cached == 0);
+        park(e, path, b.tok, b.n - 3, 48);
+        alone(m, &b, want, MOST);
+        memcpy(text, b.tok, b.n * sizeof *text);
+        memcpy(text + b.n, want, sizeof want);
+        for (int i = 0; i < 4; i++) {
+            const rv_status lost[] = {RV_OK, RV_EUNSUPPORTED, RV_EFORMAT, RV_ENOTFOUND};
+            if (i == 2) CHECK(truncate(path, 5000) == 0);
+            if (i == 3) CHECK(unlink(path) == 0);
+            g = restored(i == 1 ? other : e, &b, path, 48);
+            CHECK(memcmp(g.tok, want, sizeof want) == 0 && g.lost == lost[i]);
+            CHECK(g.n_restored == (i ? 0 : 48) && g.n_cached == g.n_restored);
+            if (k == 1) { /* in memory with all its pages, the file is not looked at */
+                g = restored(e, &b, path, 48);
+                CHECK(g.lost == RV_OK && g.n_restored == 0 && g.n_cached >= 48);
+            }
+            forget(e, text, b.n + MOST);
+        }
+        CHECK(rmdir(dir) == 0);
+        rv_model_free(&m);
+        rv_engine_free(&e);
+        rv_engine_free(&other);
+    }
+}
+
+/* Every allocation fails once, in parking and in coming back: it is computed again at worst. */
+static void disk_without_memory(void) {
+    rv_model *m = open_model(LFM2, 1, 0);
+    rv_engine *e;
+    char *dir = make_folder(), path[80];
+    snprintf(path, sizeof path, "%s/talk.kv", dir);
+    const ask a = ask_of(2);
+    ask b = a;
+    int32_t want[MOST], text[64 + MOST];
+    alone(m, &a, want, MOST);
+    memcpy(b.tok + a.n, want, sizeof want);
+    b.n = a.n + MOST;
+    alone(m, &b, want, MOST);
+    memcpy(text, b.tok, b.n * sizeof *text);
+    memcpy(text + b.n, want, sizeof want);
+    const rv_engine_opts opts = {.spill_dir = dir, .swap = true};
+    CHECK(rv_engine_new(&e, m, &opts, NULL) == RV_OK);
+    restored(e, &a, NULL, 0);
+    size_t n_kept = 0, n_restored = 0;
+    for (long k = 0; n_kept == 0; k++) {
+        uint64_t n_bytes;
+        bool done = false;
+        const size_t live = rv_live_bytes();
+        rv_test_fail_alloc_at(k);
+        const rv_status st = rv_engine_park(e, path, SALT, b.tok, b.n, &n_kept, &n_bytes, NULL);
+        rv_test_fail_alloc_at(-1);
+        CHECK(st == RV_OK || st == RV_ENOMEM);
+        CHECK(n_kept ? n_kept == 48 && st == RV_OK : rv_live_bytes() == live);
+        while (n_kept && !done) CHECK(rv_engine_park_more(e, 1 << 20, &done, NULL) == RV_OK);
+    }
+    forget(e, b.tok, b.n);
+    for (long k = 0; k < 80; k++) {
+        rv_engine_request q = request_of(&b);
+        uint64_t id;
+        got g = {0};
+        q.restore = path;
+        q.n_restore = 48;
+        q.salt = SALT;
+        rv_test_fail_alloc_at(k);
+        while (rv_engine_submit(e, &q, &id, NULL) != RV_OK) continue;
+        drain(e, id, &g);
+        rv_test_fail_alloc_at(-1);
+        CHECK(g.n == MOST && memcmp(g.tok, want, sizeof want) == 0);
+        CHECK(g.lost == RV_OK || g.lost == RV_ENOMEM);
+        n_restored += g.n_restored > 0;
+        forget(e, text, b.n + MOST);
+    }
+    CHECK(n_restored > 40 && n_restored < 80);
+    CHECK(unlink(path) == 0 && rmdir(dir) == 0);
+    rv_engine_free(&e);
+    rv_model_free(&m);
+}
+
+static void spill_options_are_checked(void) {
+    rv_model *m = open_model(LLAMA, 1, 0);
+    rv_engine *e;
+    rv_err err = {0};
+    size_t n;
+    uint64_t id, n_bytes;
+    bool done;
+    const ask a = ask_of(0);
+    rv_engine_request q = request_of(&a);
+    CHECK(rv_engine_new(&e, m, &(rv_engine_opts){.swap = true}, &err) == RV_EARG);
+    CHECK(strstr(err.msg, "spill_dir"));
+    CHECK(rv_engine_new(&e, m, NULL, NULL) == RV_OK);
+    q.restore = "x";
+    q.n_restore = 5;
+    CHECK(rv_engine_submit(e, &q, &id, &err) == RV_EUNSUPPORTED && strstr(err.msg, "spill_dir"));
+    CHECK(rv_engine_park(e, "x", (rv_str){0}, a.tok, a.n, &n, &n_bytes, &err) == RV_EUNSUPPORTED);
+    CHECK(rv_engine_park_more(e, 1, &done, &err) == RV_OK && done);
+    rv_engine_free(&e);
+    rv_model_free(&m);
+}
+
 /* Submits, masks, cancels every third, and looks at the counters, while another thread steps. */
 enum { N_BUSY = 60 };
 typedef struct busy {
@@ -393,6 +613,10 @@ static void threads_submit_while_one_steps(void) {
 const rv_test tests_batch[] = {
     {"threads_submit_while_one_steps", threads_submit_while_one_steps},
     {"requests_give_what_they_give_alone", requests_give_what_they_give_alone},
+    {"preempted_requests_wait_on_disk", preempted_requests_wait_on_disk},
+    {"conversations_wait_on_disk", conversations_wait_on_disk},
+    {"disk_without_memory", disk_without_memory},
+    {"spill_options_are_checked", spill_options_are_checked},
     {"engine_survives_failed_allocations", engine_survives_failed_allocations},
     {"masks_stops_and_ends", masks_stops_and_ends},
     {"bad_requests_and_options", bad_requests_and_options},

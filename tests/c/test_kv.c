@@ -794,6 +794,33 @@ static void threads_share_a_cache(void) {
     }
 }
 
+static void what_is_forgotten_is_nobody_elses(void) {
+    const rv_kv_format f = rv_km_format(RV_KV_F16, RV_KV_AUTO, false, false);
+    rv_kv_cache *c = rv_km_open(&f, 100, true, RV_FIT_FIRST);
+    const uint64_t id = 3;
+    const size_t size = sizeof id;
+    rv_km a, b;
+    rv_km_new(&a, c, id), rv_km_new(&b, c, id);
+    grow_to(&a, 1, 200, 64);
+    grow_to(&b, 11, 200, 64); /* the same in its first 50 */
+    rv_km_free(&a);
+    rv_kv_forget(c, &id, size, text(11, 200), 200); /* it is in use */
+    CHECK(rv_kv_peek(c, &id, size, text(11, 200), 200) == 192);
+    CHECK(rv_kv_peek(c, &id, size, text(1, 200), 200) == 192);
+    rv_kv_forget(c, &id, size, text(1, 190), 190);
+    CHECK(rv_kv_peek(c, &id, size, text(1, 200), 200) == 192); /* it goes on */
+    rv_kv_forget(c, &id, size, text(1, 200), 200);
+    CHECK(rv_kv_peek(c, &id, size, text(1, 200), 200) == 50);
+    CHECK(rv_kv_peek(c, &id, size, text(11, 200), 200) == 192);
+    rv_km_check(&b, 1);
+    rv_km_free(&b);
+    rv_kv_forget(c, "other", 5, text(11, 200), 200);
+    CHECK(rv_kv_peek(c, &id, size, text(11, 200), 200) == 192);
+    rv_kv_forget(c, &id, size, text(11, 200), 200);
+    CHECK(stats_of(c).pages.held_bytes == 0 && stats_of(c).prefix.n_nodes == 0);
+    close_cache(&c);
+}
+
 const rv_test tests_kv[] = {
     {"formats_are_checked", formats_are_checked},
     {"contents_survive_chunks_forks_and_truncations",
@@ -803,6 +830,7 @@ const rv_test tests_kv[] = {
     {"both_tiers_are_shared", both_tiers_are_shared},
     {"states_are_kept_where_they_are_wanted", states_are_kept_where_they_are_wanted},
     {"nothing_is_resumed_without_all_its_pages", nothing_is_resumed_without_all_its_pages},
+    {"what_is_forgotten_is_nobody_elses", what_is_forgotten_is_nobody_elses},
     {"lack_of_room_changes_nothing", lack_of_room_changes_nothing},
     {"snapshots_take_no_room", snapshots_take_no_room},
     {"pages_that_are_spread_are_put_together", pages_that_are_spread_are_put_together},

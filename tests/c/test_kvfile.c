@@ -282,6 +282,37 @@ static void kvfile_survives_a_full_disk(void) {
     env_free(&e);
 }
 
+/* In pieces it is the same file; one that is given up leaves nothing. */
+static void kvfile_is_written_in_pieces(void) {
+    env e;
+    rv_kv *a;
+    rv_kv_writer *w;
+    size_t n, m, n_pieces = 0;
+    bool done = false;
+    env_new(&e, true, true);
+    CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_writer_new(&w, a, e.path, TAG, false, NULL) == RV_EARG && !w);
+    extend(&e, a, 330);
+    CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
+    uint8_t *p = slurp(e.path, &n);
+    CHECK(unlink(e.path) == 0);
+    CHECK(rv_kv_writer_new(&w, a, e.path, TAG, false, NULL) == RV_OK);
+    CHECK(rv_kv_writer_bytes(w) == n);
+    for (; !done; n_pieces++) {
+        CHECK(access(e.path, F_OK) != 0);
+        CHECK(rv_kv_writer_write(w, 1, &done, NULL) == RV_OK);
+    }
+    rv_kv_writer_free(&w);
+    uint8_t *q = slurp(e.path, &m);
+    CHECK(n_pieces > 20 && m == n && memcmp(p, q, n) == 0);
+    CHECK(rv_kv_writer_new(&w, a, e.path, TAG, false, NULL) == RV_OK);
+    CHECK(rv_kv_writer_write(w, 10000, &done, NULL) == RV_OK && !done);
+    rv_kv_writer_free(&w);
+    free(p), free(q);
+    rv_kv_free(&a);
+    env_free(&e);
+}
+
 /* Every allocation fails once, in saving and in loading; a small cache has no room. */
 static void kvfile_without_memory(void) {
     env e;
@@ -325,6 +356,7 @@ const rv_test tests_kvfile[] = {
     {"kvfile_finds_damage", kvfile_finds_damage},
     {"kvfile_refuses_what_is_foreign", kvfile_refuses_what_is_foreign},
     {"kvfile_survives_a_full_disk", kvfile_survives_a_full_disk},
+    {"kvfile_is_written_in_pieces", kvfile_is_written_in_pieces},
     {"kvfile_without_memory", kvfile_without_memory},
     {NULL, NULL},
 };

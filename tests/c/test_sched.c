@@ -235,6 +235,35 @@ static void preemption_is_bounded_and_changes_nothing(void) {
     }
 }
 
+/* What the backend has of requests that come: one of them is brought back in a step. */
+static void what_is_saved_comes_back(void) {
+    enum { N = 5 };
+    sim_opts o = sim_defaults();
+    o.swap = true;
+    o.share = false;
+    sim s;
+    sim_open(&s, &o, 11);
+    sim_req *q[N];
+    const rv_sched_request how = {.priority = RV_PRIORITY_NORMAL, .n_saved = 100};
+    for (int i = 0; i < N; i++) q[i] = sim_submit_random(&s, 120, 300, &how);
+    for (uint64_t i = 0; i < N; i++) {
+        CHECK(sim_step(&s, 128, NULL) == RV_OK);
+        CHECK(s.n_swapped_in == i + 1);
+    }
+    sim_req *last = sim_submit_random(&s, 50, 5, &how); /* more than it has */
+    CHECK(last->n_saved == 49);
+    sim_drain(&s);
+    for (int i = 0; i < N; i++) CHECK(q[i]->last.n_cached == 100);
+    CHECK(last->last.n_cached == 49 && s.n_swapped_in == N + 1);
+    sim_close(&s);
+    o.swap = false;
+    sim_open(&s, &o, 11);
+    rv_sched_request r = {.tok = (const int32_t[]){1, 2}, .n = 2, .max_tokens = 1, .n_saved = 1};
+    uint64_t id;
+    CHECK(rv_sched_submit(s.sched, &r, &id, NULL) == RV_EARG);
+    sim_close(&s);
+}
+
 /* Ends where an empty cache ends, however full it was. */
 static void a_request_may_fill_the_cache(void) {
     sim_opts o = sim_defaults();
@@ -678,6 +707,7 @@ const rv_test tests_sched[] = {
     {"sched_nobody_starves", nobody_starves},
     {"sched_generating_goes_before_prompts", generating_goes_before_prompts},
     {"sched_preemption_is_bounded_and_changes_nothing", preemption_is_bounded_and_changes_nothing},
+    {"sched_what_is_saved_comes_back", what_is_saved_comes_back},
     {"sched_a_request_may_fill_the_cache", a_request_may_fill_the_cache},
     {"sched_a_smaller_budget_ends_what_cannot_fit", a_smaller_budget_ends_what_cannot_fit},
     {"sched_outsiders_are_waited_for", outsiders_are_waited_for},

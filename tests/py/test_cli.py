@@ -202,7 +202,7 @@ def test_run_json() -> None:
     assert ran.code == 0 and ran.err == "" and ran.out.count("\n") == 1
     assert list(got) == [
         "text", "tokens", "finish_reason", "stop", "prompt_tokens", "seed", "timings", "logprobs",
-        "witness_id", "cached_tokens", "n_preempted",
+        "witness_id", "cached_tokens", "n_preempted", "restored_tokens", "restore_error",
     ]  # fmt: skip
     assert got["text"] == REPLY and got["seed"] == 7 and got["finish_reason"] == "stop"
     assert len(got["logprobs"]) == len(got["tokens"]) == 3
