@@ -131,7 +131,9 @@ def measure(path: str, mib: int, times: float, seed: int) -> dict[str, float]:
         first.append(rng.integers(0, model.info.n_vocab - 8, longest).tolist())
         for r in [engine.submit(p, max_tokens=48, ignore_eos=True) for p in first]:
             r.result()
+        pool.resize(1)  # idle pages go, so that none that nobody has touched yet is counted
         before = anonymous() - pool.used
+        pool.resize(budget)
         work_before = model._open().work_bytes()
         adapters = Adapters(pool, N_ADAPTERS, int(budget * ADAPTERS / N_ADAPTERS))
         computed = n_requests = 0
