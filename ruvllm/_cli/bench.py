@@ -12,7 +12,7 @@ import typer
 from ruvllm._cli import terminal
 from ruvllm._cli.options import (
     JsonFlag,
-    KvType,
+    Memory,
     ModelOption,
     chosen_model,
     flags,
@@ -75,9 +75,7 @@ def bench(
         ),
     ] = None,
     repeat: Annotated[int, option("--repeat -r", "Repetitions.", env=False, metavar="N")] = 5,
-    kv: Annotated[
-        KvType, option("--kv", "Type of keys and values; auto: as precise as the weights.")
-    ] = KvType.auto,
+    memory: Memory = Memory(),  # noqa: B008 - read by flags() only
     tune: Annotated[
         bool,
         option("--tune", "Try thread counts and remember the best one for this model.", env=False),
@@ -96,7 +94,7 @@ def bench(
         raise ArgumentError(f"--repeat: is {repeat}, want at least 1")
     counts = _numbers("--threads", threads, MOST_THREADS)
     together = tuple(_numbers("--batch", batch, MOST_SEQUENCES))
-    options: dict[str, Any] = {"kv_type": kv.value, "witness": False}
+    options: dict[str, Any] = {**memory.arguments(), "witness": False}
 
     with terminal.open_model(path, options) as first:
         plan = _plan(first, pp=pp, tg=tg, depth=depth, repeat=repeat, batch=together)

@@ -38,6 +38,7 @@ class Recorder:
         self._path = model.path
         self._info = model.info
         self._n_ctx = model.n_ctx
+        self._kv_store = model._kv_store
 
     def recorder(
         self,
@@ -130,6 +131,7 @@ class Recorder:
                 "n_batch": info.n_batch,
                 "kv_type": info.kv_type,
                 "n_ctx": self._n_ctx,
+                **self._kv_store,
             },
         )
 
