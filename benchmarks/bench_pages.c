@@ -134,9 +134,9 @@ enum { PROMPT = 1024, CHUNK = 128, CACHE_PAGES = 4096, N_SEQUENCES = 100, ROUNDS
 static rv_kv_cache *open_cache(bool share) {
     static const int32_t heads[] = {1};
     const rv_kv_format f = {.n_layers = 1, .heads = heads, .head_dim = 32, .type = RV_KV_F16};
-    const rv_kv_cache_opts o = {
-        .budget = (uint64_t)CACHE_PAGES * RV_PAGE_TOKENS * rv_kv_head_bytes(RV_KV_F16, 32),
-        .share = share};
+    const rv_kv_cache_opts o = {.budget = (uint64_t)CACHE_PAGES * RV_PAGE_TOKENS *
+                                          rv_kv_head_bytes(RV_KV_F16, 32),
+                                .share = share};
     rv_kv_cache *c;
     check(rv_kv_cache_new(&c, &f, &o, NULL) == RV_OK, "no cache");
     return c;

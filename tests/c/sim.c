@@ -448,7 +448,7 @@ static void guest_comes(sim *s) {
 static void guest_grows(sim *s) {
     const sim_req *q = s->guest_text;
     const size_t len = rv_kv_len(s->guest);
-    const size_t n = RV_MIN(q->n - len, (size_t)1 + sim_below(s, RV_KV_BLOCK));
+    const size_t most = 1 + sim_below(s, RV_KV_BLOCK), n = RV_MIN(q->n - len, most);
     const rv_status st = rv_kv_reserve(s->guest, n, NULL, NULL);
     SIM_CHECK(s, st == RV_OK || st == RV_EFULL || (st == RV_ENOMEM && s->o.fail_alloc));
     if (st != RV_OK) return;

@@ -48,8 +48,8 @@ typedef struct sim_opts {
     /* of 1000 chances */
     int fail_step, fail_row, fail_alloc, fail_swap, cancel, late, arrive;
     int budget, guest; /* another budget; something happens to a sequence from outside */
-    int fresh;  /* bursts that are about a document of their own */
-    bool plain; /* otherwise prompts are fresh, not turns or behind a system prompt */
+    int fresh;         /* bursts that are about a document of their own */
+    bool plain;        /* otherwise prompts are fresh, not turns or behind a system prompt */
     size_t max_burst, max_prompt, max_tokens;
 } sim_opts;
 

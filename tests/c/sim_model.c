@@ -108,7 +108,8 @@ static void check_state(sim *s, const sim_req *q, rv_kv *kv) {
 
 void sim_check_kv(sim *s, const sim_req *q, rv_kv *kv) {
     const size_t bound = rv_kv_boundary(kv, rv_kv_len(kv) + 1);
-    for (size_t i = 0; i < rv_kv_len(kv); i++) /* of what is not reserved, some may not have moved */
+    for (size_t i = 0; i < rv_kv_len(kv);
+         i++) /* of what is not reserved, some may not have moved */
         check_cell(s, q, kv, i, i < bound && rv_kv_page(kv, true, i / RV_PAGE_TOKENS));
     check_state(s, q, kv);
 }

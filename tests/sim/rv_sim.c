@@ -63,12 +63,13 @@ static void run_seed(uint64_t seed, uint64_t n_steps, totals *t) {
 
 static void show(const totals *t) {
     const uint64_t *by = t->by_finish;
-    printf("%llu steps, %llu requests ended: stop %llu, length %llu, cancelled %llu, deadline %llu, "
-           "error %llu\n",
-           (unsigned long long)t->n_steps, (unsigned long long)t->n_ended,
-           (unsigned long long)by[RV_FINISH_STOP], (unsigned long long)by[RV_FINISH_LENGTH],
-           (unsigned long long)by[RV_FINISH_CANCELLED], (unsigned long long)by[RV_FINISH_DEADLINE],
-           (unsigned long long)by[RV_FINISH_ERROR]);
+    printf(
+        "%llu steps, %llu requests ended: stop %llu, length %llu, cancelled %llu, deadline %llu, "
+        "error %llu\n",
+        (unsigned long long)t->n_steps, (unsigned long long)t->n_ended,
+        (unsigned long long)by[RV_FINISH_STOP], (unsigned long long)by[RV_FINISH_LENGTH],
+        (unsigned long long)by[RV_FINISH_CANCELLED], (unsigned long long)by[RV_FINISH_DEADLINE],
+        (unsigned long long)by[RV_FINISH_ERROR]);
     printf("%llu preemptions (%llu requests more often than wanted), %llu brought back, %llu pages "
            "evicted, %llu other budgets, %llu sequences from outside, longest stay %llu steps\n",
            (unsigned long long)t->n_preempted, (unsigned long long)t->n_over,
