@@ -331,7 +331,7 @@ def test_witness_show() -> None:
 def test_witness_replay_keeps_the_store() -> None:
     model = GOLDEN / "models" / "llama-d256-q8_0.gguf"
     store = ["--kv-store", "q4_0", "--kv-tail", "64", "--kv-batch", "128", "--no-kv-rotate"]
-    ran = here("run", model, "apple " * 150, *store, "--ignore-eos", "-n", "20", "--kv", "f32")
+    ran = here("run", model, "apple " * 60, *store, "--ignore-eos", "-n", "20", "--kv", "f32")
     assert ran.code == 0, ran.err
     (entry,) = entries()
     assert entry.engine is not None and entry.n_prompt is not None and entry.n_prompt > 130
