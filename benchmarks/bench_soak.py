@@ -1,8 +1,8 @@
 """Does a process that serves for a long time grow?
 
 Requests of all kinds go through an Engine, 64 at a time: short and long ones, behind shared
-beginnings and under many salts, seeded, constrained by stop strings, cancelled before they begin and
-while they run, with deadlines that pass, left in the middle of an iteration, and refused for their
+beginnings and under many salts, seeded, cut by stop strings, cancelled before they begin and while
+they run, with deadlines that pass, left in the middle of an iteration, and refused for their
 options or their length.  The cache is so small that pages come and go all the time.  Memory that is
 the process's own (RssAnon) is read when nothing is under way; after a warm-up a line through the
 readings says what 100,000 requests leave behind."""
