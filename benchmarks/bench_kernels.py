@@ -1,15 +1,17 @@
 """How fast does one thread read weights through mul, against plain reading?
 
-Rows of K values in a buffer larger than the caches; windows of a few milliseconds, the best one
-counts, since other programs only ever slow a window down. One column is decode (GB/s of weights;
-of quantised types repacked, as a model holds them from its second token on, and as they lie in the
-file), 4 and 64 columns are batches and prefill (1e9 multiply-adds per second).
+Rows of K values in a buffer larger than the caches, in windows of a few milliseconds, of which the
+median counts.  (The best one is of what the caches kept from the round before.)  One column is
+decode (GB/s of weights; of quantised types repacked, as a model holds them from its second token
+on, and as they lie in the file), 4 and 64 columns are batches and prefill (1e9 multiply-adds per
+second).
 
     python benchmarks/bench_kernels.py [--types q4_0,q8_0] [--k 1024] [--mib 256] [--mask 15]
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import numpy as np
@@ -27,23 +29,23 @@ def aligned(n_bytes: int) -> NDArray[np.uint8]:
     return raw[start : start + n_bytes]
 
 
-def best_rate(
+def rate(
     number: int, weights: NDArray[np.uint8], k: int, n_cols: int, window: int, panels: bool
 ) -> float:
-    """Rows per second in the best window of that many rows.
+    """Rows per second in the median window of that many rows, over three rounds.
 
     weights: uint8 (rows, row bytes), or of panels (rows / 16, panel bytes).
     """
     x = np.linspace(-1, 1, n_cols * k, dtype=np.float32)
     out = np.empty(n_cols * window, np.float32)
-    best = 0.0
+    seconds = []
     step = window // 16 if panels else window
-    for first in range(0, len(weights) - step + 1, step):
+    for first in 3 * list(range(0, len(weights) - step + 1, step)):
         part = weights[first : first + step]
         start = time.perf_counter()
         _core.mul(number, part, window, x, k, out, panels)
-        best = max(best, window / (time.perf_counter() - start))
-    return best
+        seconds.append(time.perf_counter() - start)
+    return window / statistics.median(seconds)
 
 
 def measure(name: str, k: int, mib: int) -> dict[str, float]:
@@ -57,26 +59,23 @@ def measure(name: str, k: int, mib: int) -> dict[str, float]:
     window = (8 << 20) // row // 16 * 16
 
     def decode(weights: NDArray[np.uint8], panels: bool) -> float:
-        rate = max(best_rate(number, weights, k, 1, window, panels) for _ in range(3))
-        return rate * row / 1e9
+        return rate(number, weights, k, 1, window, panels) * row / 1e9
 
     found = {"rows": decode(rows, False)}
-    best, panels = rows, False
+    weights, panels = rows, False
     try:
         n_bytes = _core.panel_bytes(number, n_rows, k)
     except ruvllm.ArgumentError:
         found["decode"] = found.pop("rows")
     else:
-        best, panels = aligned(n_bytes), True
-        _core.panel_pack(number, rows, n_rows, k, best)
-        best = best.reshape(n_rows // 16, -1)
-        found["decode"] = decode(best, True)
+        weights, panels = aligned(n_bytes), True
+        _core.panel_pack(number, rows, n_rows, k, weights)
+        weights = weights.reshape(n_rows // 16, -1)
+        found["decode"] = decode(weights, True)
     for n_cols in (4, 64):
         wide = (1 << 20) // row // 16 * 16
-        part = best[: window // 16] if panels else best[:window]
-        found[f"{n_cols} columns"] = (
-            best_rate(number, part, k, n_cols, wide, panels) * k * n_cols / 1e9
-        )
+        part = weights[: window // 16] if panels else weights[:window]
+        found[f"{n_cols} columns"] = rate(number, part, k, n_cols, wide, panels) * k * n_cols / 1e9
     return found
 
 
@@ -95,7 +94,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     _core.cpu_limit(args.mask)
-    read = max(_core.read_bandwidth(1, 128 << 20) for _ in range(3)) / 1e9
+    read = statistics.median(_core.read_bandwidth(1, 128 << 20) for _ in range(9)) / 1e9
     figures = [Figure("read bandwidth", read, "GB/s")]
     for name in args.types.split(","):
         for what, value in measure(name, args.k, 64 if args.quick else args.mib).items():

@@ -61,6 +61,7 @@ WORDS = (
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 QUIET = 0.1  # cores that other processes may use while we measure
 TICKS = 0.04  # seconds: what the kernel's accounts of some processes are off
+STEADY = 1.2  # most that the read bandwidth may change in a round, a factor
 
 
 @dataclass
@@ -124,25 +125,35 @@ def cpu_seconds() -> float:
 SETTLE = 0.4
 
 
-def rounds_of(b: Bench, n: int, *calls: Callable[[], float]) -> list[list[float]]:
+def rounds_of(
+    b: Bench, n: int, *calls: Callable[[], float], band: Callable[[], float] | None = None
+) -> list[list[float]]:
     """The values of each call over n rounds; the calls take turns at going first.
 
-    A round in which other processes had more than a tenth of a core is done again, three times as
-    many rounds at most; then the n quietest count.  (What a round gave plays no part.)
+    A round is done again, three times as many rounds at most, in which other processes had more
+    than a tenth of a core, or in which the read bandwidth, measured by band before and after each
+    call, changed by more than a fifth; then the n best of the rounds by these two count.  (What the
+    calls gave plays no part.)  With band the medians of the rounds' bandwidths come last.
     """
-    rounds: list[tuple[float, float, list[float]]] = []  # CPU of others, wall, values
+    rounds: list[tuple[float, float, list[float]]] = []  # unrest, cores of others, values
     for i in range(n if b.args.quick else 3 * n):
         values = [0.0] * len(calls)
+        bands = [band()] if band else [1.0]
         cpu, wall = cpu_seconds(), time.monotonic()
         for j in list(range(len(calls)))[:: -1 if i % 2 else 1]:
             time.sleep(SETTLE)
             values[j] = calls[j]()
+            if band:
+                time.sleep(SETTLE)
+                bands.append(band())
         wall = time.monotonic() - wall
-        rounds.append((max(0.0, cpu_seconds() - cpu - TICKS), wall, values))
-        if sum(cpu <= QUIET * wall for cpu, wall, _ in rounds) >= n:
+        others = max(0.0, cpu_seconds() - cpu - TICKS) / wall
+        unrest = max(others / QUIET, math.log(max(bands) / min(bands)) / math.log(STEADY))
+        rounds.append((unrest, others, values + [median(bands)] * (band is not None)))
+        if sum(r[0] <= 1 for r in rounds) >= n:
             break
-    kept = sorted(rounds, key=lambda r: r[0] / r[1])[:n]
-    b.disturbed.append(sum(r[0] for r in kept) / sum(r[1] for r in kept))
+    kept = sorted(rounds, key=lambda r: r[0])[:n]
+    b.disturbed.append(sum(r[1] for r in kept) / n)
     return [list(column) for column in zip(*(values for *_, values in kept), strict=True)]
 
 
@@ -212,10 +223,12 @@ def cells(b: Bench) -> None:
                     b,
                     a.rounds,
                     *(lambda w=w: w.ask("tg", a.tg) for w in (ours, theirs)),
-                    lambda ours=ours, n=n: ours.ask("bandwidth", n, BAND),
+                    band=lambda ours=ours, n=n: ours.ask("bandwidth", n, BAND),
                 )
-            rate = b.rate(f"{name}: decode", a.tg, tg, "tok/s", b.wanted(1.10))
-            share = rate * bytes_per_token(path) / median(band)
+            b.rate(f"{name}: decode", a.tg, tg, "tok/s", b.wanted(1.10))
+            share = median(
+                a.tg / t * bytes_per_token(path) / r for t, r in zip(tg[0], band, strict=True)
+            )
             b.figures.append(Figure(f"{name}: read bandwidth", median(band) / 1e9, "GB/s"))
             title = f"{name}: share of the read bandwidth"
             if n == 2:

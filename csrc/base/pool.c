@@ -19,8 +19,15 @@
  *     works alone for a while, doubled each time it happens soon after the last, so a neighbour
  *     costs one time slice per 10 .. 320 ms and not one per barrier.
  * P5  A loop that a chunk starts is run by that thread alone: the others have chunks of their own.
- * P6  A forked child has the pool but not its threads: it runs every loop by itself, with the same
+ * P6  A worker is woken on another core than run()'s.  Left to itself, Linux puts about half of
+ *     those that have slept for milliseconds on the core of whoever wakes them, where they wait
+ *     1 to 4 ms for its time slice to end while run() works alone.  They may go anywhere once
+ *     they run.
+ * P7  A forked child has the pool but not its threads: it runs every loop by itself, with the same
  *     result, and never touches a lock another thread may have held. */
+#ifdef __linux__
+#define _GNU_SOURCE /* sched_getaffinity and its like */
+#endif
 #include "base/pool.h"
 
 #include <pthread.h>
@@ -43,6 +50,13 @@ typedef struct share {
     _Alignas(64) _Atomic uint64_t next;
 } share;
 
+typedef struct cores { /* of a worker */
+#ifdef __linux__
+    cpu_set_t all; /* that it may run on */
+#endif
+    bool known, narrowed;
+} cores;
+
 struct rv_pool {
     _Alignas(64) _Atomic uint32_t loop;
     _Alignas(64) atomic_size_t n_done;
@@ -60,8 +74,44 @@ struct rv_pool {
     struct worker {
         rv_pool *pool;
         int i_thread;
+        bool asleep; /* guarded by sleep, as all of P6 */
+        cores cores;
     } *workers;
 };
+
+/* ---- P6 ---- */
+
+#ifdef __linux__
+static void note_cores(cores *c) {
+    c->known = sched_getaffinity(0, sizeof c->all, &c->all) == 0;
+    c->narrowed = false;
+}
+
+/* The sleeping thread may not wake on this one's core. */
+static void keep_off(cores *c, pthread_t thread) {
+    const int here = sched_getcpu();
+    if (!c->known || c->narrowed || here < 0 || here >= CPU_SETSIZE || !CPU_ISSET(here, &c->all) ||
+        CPU_COUNT(&c->all) < 2)
+        return;
+    cpu_set_t others = c->all;
+    CPU_CLR(here, &others);
+    c->narrowed = pthread_setaffinity_np(thread, sizeof others, &others) == 0;
+}
+
+static void roam(const cores *c) {
+    if (c->narrowed) sched_setaffinity(0, sizeof c->all, &c->all);
+}
+#else
+static void note_cores(cores *c) {
+    (void)c;
+}
+static void keep_off(cores *c, pthread_t thread) {
+    (void)c, (void)thread;
+}
+static void roam(const cores *c) {
+    (void)c;
+}
+#endif
 
 /* Whether this thread is inside a chunk: P5. */
 static _Thread_local bool t_inside;
@@ -115,6 +165,30 @@ static size_t work(rv_pool *p, uint32_t seq, int i_thread) {
     return n_own;
 }
 
+/* Until there is another loop than seen. */
+static void doze(struct worker *w, uint32_t seen) {
+    rv_pool *p = w->pool;
+    pthread_mutex_lock(&p->sleep);
+    note_cores(&w->cores);
+    w->asleep = true;
+    atomic_fetch_add(&p->n_asleep, 1);
+    while (atomic_load(&p->loop) == seen && !atomic_load(&p->stop))
+        pthread_cond_wait(&p->wake, &p->sleep);
+    atomic_fetch_sub(&p->n_asleep, 1);
+    w->asleep = false;
+    const cores c = w->cores;
+    pthread_mutex_unlock(&p->sleep);
+    roam(&c);
+}
+
+static void wake_all(rv_pool *p) {
+    pthread_mutex_lock(&p->sleep);
+    for (int i = 0; i < p->n_threads - 1; i++)
+        if (p->workers[i].asleep) keep_off(&p->workers[i].cores, p->threads[i]);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->sleep);
+}
+
 static void *worker_main(void *arg) {
     struct worker *w = arg;
     rv_pool *p = w->pool;
@@ -128,12 +202,7 @@ static void *worker_main(void *arg) {
             if (atomic_load_explicit(&p->stop, memory_order_acquire)) return NULL;
             relax();
             if (++spins % 64 || rv_now_ns() - since < SPIN_NS) continue;
-            pthread_mutex_lock(&p->sleep);
-            atomic_fetch_add(&p->n_asleep, 1);
-            while (atomic_load(&p->loop) == seen && !atomic_load(&p->stop))
-                pthread_cond_wait(&p->wake, &p->sleep);
-            atomic_fetch_sub(&p->n_asleep, 1);
-            pthread_mutex_unlock(&p->sleep);
+            doze(w, seen);
             since = rv_now_ns();
         }
         seen = seq;
@@ -164,7 +233,7 @@ rv_status rv_pool_new(rv_pool **out, int n_threads, rv_err *err) {
         return rv_fail(err, RV_ENOMEM, "thread pool: out of memory");
     }
     for (int i = 1; i < n_threads; i++) {
-        p->workers[i - 1] = (struct worker){p, i};
+        p->workers[i - 1] = (struct worker){.pool = p, .i_thread = i};
         int rc = pthread_create(&p->threads[i - 1], NULL, worker_main, &p->workers[i - 1]);
         if (rc != 0) {
             rv_pool_free(&p);
@@ -234,11 +303,7 @@ static void run_shared(rv_pool *p, size_t n_chunks, rv_pool_fn fn, void *arg) {
         atomic_store_explicit(&p->shares[i].next, (uint64_t)seq << 32 | i * n_chunks / n_threads,
                               memory_order_release);
     atomic_store(&p->loop, seq);
-    if (atomic_load(&p->n_asleep) > 0) {
-        pthread_mutex_lock(&p->sleep);
-        pthread_cond_broadcast(&p->wake);
-        pthread_mutex_unlock(&p->sleep);
-    }
+    if (atomic_load(&p->n_asleep) > 0) wake_all(p);
     wait_for_others(p, n_chunks, start, work(p, seq, 0));
 }
 

@@ -28,6 +28,7 @@
  * Nothing is read; an address behind the end is only a hint that comes to nothing. */
 RVK_INLINE void rvk_prefetch_rows(const uint8_t *w, size_t w_stride, size_t R, size_t offset,
                                   size_t step) {
+    if (R * step < 64 && offset % 64) return; /* the line was asked for a step ago */
     const uintptr_t next = (uintptr_t)w + R * (w_stride + offset) + 10240;
     RVK_UNROLL
     for (size_t j = 0; j < R * step; j += 64) __builtin_prefetch((const void *)(next + j), 0, 2);

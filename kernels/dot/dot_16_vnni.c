@@ -96,6 +96,6 @@ RVK_INLINE void block_q3_k(rvk_codes *c, const rvk_head *h, const uint8_t *p, co
 
 /* ---- the three ---- */
 
-RVK_VNNI_TYPE(q2_k, Q2_K, RVK_AHEAD)
-RVK_VNNI_TYPE(q3_k, Q3_K, RVK_AHEAD)
-RVK_VNNI_TYPE(q6_k, Q6_K, RVK_AHEAD)
+RVK_VNNI_TYPE(q2_k, Q2_K, NONE)
+RVK_VNNI_TYPE(q3_k, Q3_K, NONE)
+RVK_VNNI_TYPE(q6_k, Q6_K, PAGES)

@@ -19,9 +19,15 @@ enum {
     RVK_PIECE_BLOCKS = RVK_PIECE_K / RVK_QK,
     RVK_PIECE_BYTES = RVK_PIECE_BLOCKS / 4 * (128 + 4 * 8 * 64), /* of Q8_0, the largest */
     RVK_FEW_COLS = 4, /* up to here, expanding again costs less than writing it down */
-    RVK_GROUP_COLS = 8,
-    RVK_AHEAD = 16384 /* where expanding slows the reads down: Q6_K 22 GB/s without, 37 so */
+    RVK_GROUP_COLS = 8
 };
+
+/* What is fetched by hand under few columns.  Hardware follows one stream well, but not across a
+ * page of 4 KiB: types that lose by that have the first lines of the next page fetched (Zen 4, one
+ * thread, one column, GB/s: Q6_K 23.6 without, 28.0 so, 21.7 with everything 16 KiB ahead; Q4_K
+ * 30.3, 27.7, 25.7).  Columns slow the reads down until everything 16 KiB ahead is best (Q6_K,
+ * four: 15.6, 18.7, 22.6). */
+typedef enum rvk_fetch { RVK_FETCH_NONE, RVK_FETCH_PAGES, RVK_FETCH_ALL } rvk_fetch;
 
 typedef float rvk_chains[4][RVK_PANEL_ROWS]; /* of one column */
 
@@ -140,8 +146,13 @@ RVK_INLINE __m512 rvk_add_block(const rvk_panel_type t, __m512 acc, const rvk_co
     return acc;
 }
 
+RVK_INLINE void rvk_fetch_line(const rvk_fetch fetch, const uint8_t *w) {
+    if (fetch == RVK_FETCH_ALL) __builtin_prefetch(w + 16384, 0, 2);
+    if (fetch == RVK_FETCH_PAGES && (uintptr_t)w % 4096 < 256) __builtin_prefetch(w + 2048, 0, 2);
+}
+
 RVK_INLINE void rvk_few(const rvk_panel_type t, rvk_head_fn head, rvk_block_fn block,
-                        const int ahead, const int C, rvk_chains *acc, const uint8_t *w,
+                        const rvk_fetch fetch, const int C, rvk_chains *acc, const uint8_t *w,
                         const rvk_group *g, const uint8_t *x, size_t x_stride, size_t n_blocks) {
     const int per = rvk_unit_blocks(t);
     const size_t lines = rvk_unit_bytes(t) / 64;
@@ -160,8 +171,8 @@ RVK_INLINE void rvk_few(const rvk_panel_type t, rvk_head_fn head, rvk_block_fn b
             if (per == 4 && b0 + (size_t)b == n_blocks) break;
             block(&k, &h, w, b);
             for (size_t i = lines * (size_t)b / (size_t)per;
-                 ahead && i < lines * (size_t)(b + 1) / (size_t)per; i++)
-                __builtin_prefetch(w + (size_t)ahead + 64 * i, 0, 2);
+                 i < lines * (size_t)(b + 1) / (size_t)per; i++)
+                rvk_fetch_line(fetch, w + 64 * i);
             RVK_UNROLL
             for (int c = 0; c < C; c++) {
                 const int j = rvk_chain(t.delta, b);
@@ -204,20 +215,18 @@ RVK_INLINE void rvk_expand(const rvk_panel_type t, rvk_head_fn head, rvk_block_f
     }
 }
 
-#define RVK_VNNI_FEW(name, AHEAD, C)                                                               \
+#define RVK_VNNI_FEW(name, FETCH, C)                                                               \
     static void few_##name##_##C(rvk_chains *acc, const uint8_t *w, const rvk_group *g,            \
                                  const uint8_t *x, size_t x_stride, size_t n_blocks) {             \
-        rvk_few((rvk_panel_type)RVK_PANEL_##name, head_##name, block_##name, AHEAD, C, acc, w, g,  \
+        rvk_few((rvk_panel_type)RVK_PANEL_##name, head_##name, block_##name, FETCH, C, acc, w, g,  \
                 x, x_stride, n_blocks);                                                            \
     }
 
-/* After head_<name> and block_<name>: the functions of the table.  AHEAD: bytes to prefetch ahead
- * under one column; 0 for types so quick to expand that hardware alone keeps up (Q8_0: 35 GB/s, 21
- * with it). */
-#define RVK_VNNI_TYPE(name, NUMBER, AHEAD)                                                         \
-    RVK_VNNI_FEW(name, AHEAD, 1)                                                                   \
-    RVK_VNNI_FEW(name, RVK_AHEAD, 2)                                                               \
-    RVK_VNNI_FEW(name, RVK_AHEAD, 4)                                                               \
+/* After head_<name> and block_<name>: the functions of the table.  FETCH: under one column. */
+#define RVK_VNNI_TYPE(name, NUMBER, FETCH)                                                         \
+    RVK_VNNI_FEW(name, RVK_FETCH_##FETCH, 1)                                                       \
+    RVK_VNNI_FEW(name, RVK_FETCH_ALL, 2)                                                           \
+    RVK_VNNI_FEW(name, RVK_FETCH_ALL, 4)                                                           \
     static void expand_##name(rvk_expanded *e, const uint8_t *w, size_t n_blocks) {                \
         rvk_expand((rvk_panel_type)RVK_PANEL_##name, head_##name, block_##name, e, w, n_blocks);   \
     }                                                                                              \
