@@ -3,9 +3,9 @@ options?  Nothing is measured here: everything has to be equal, bit for bit.
 
 Every prompt is generated from plainly: alone, on one thread, with nothing shared.  Then again in
 chunks of other sizes, on two threads, behind prefixes that are there already, in batches of 1 to
-64, in so little memory that requests are preempted, and after its beginning has been saved and loaded;
-greedy and seeded, for every kind of keys and values.  Prints how many were compared and how many
-differed; exits with 1 if any did.
+64, in so little memory that requests are preempted, and after its beginning has been saved and
+loaded; greedy and seeded, for every kind of keys and values.  Prints how many were compared and how
+many differed; exits with 1 if any did.
 
     check_parity.py                                  1000 prompts, the bundled model and a tiny LFM2
     check_parity.py --model M.gguf --prompts 8 --max-tokens 8"""
