@@ -1,5 +1,7 @@
 # make demo   own virtual environment, build, and the main job on the bundled model
 # make test   everything CI checks
+# make tsan   the C tests under ThreadSanitizer
+# make sim    the scheduler's world, from many seeds
 # make bench  every benchmark, JSON under benchmarks/results/
 # Nothing needs to be installed by hand but Python >= 3.11, a C compiler and make.
 
@@ -10,7 +12,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 BIN := .venv/bin
 C_FILES = $(shell git ls-files '*.c' '*.h')
 
-.PHONY: demo test bench system lint ctest pytest clean dev
+.PHONY: demo test bench system lint ctest tsan sim pytest clean dev
 
 demo: .venv/installed
 	@echo; echo '$$ ruvllm run "reverse desert chair water rabbit"'
@@ -63,6 +65,23 @@ ctest: .venv/dev
 	$(BIN)/cmake --build build/check --target rv_tests fuzz
 	$(BIN)/ctest --test-dir build/check --output-on-failure
 
+# Data races: the C tests, among them those with threads on one cache, scheduler and engine.
+tsan: .venv/dev
+	PATH="$$PWD/$(BIN):$$PATH" cmake -S . -B build/tsan -G Ninja --log-level=WARNING \
+	    -DRUVLLM_WERROR=ON -DRUVLLM_TESTS=ON -DRUVLLM_SANITIZE=thread \
+	    -DPython_EXECUTABLE="$$PWD/$(BIN)/python"
+	$(BIN)/cmake --build build/tsan --target rv_tests
+	TSAN_OPTIONS=halt_on_error=1 build/tsan/rv_tests
+
+# The scheduler's world from SEEDS seeds of STEPS steps, a process per CPU.
+SEEDS := 1000
+STEPS := 1000000
+sim: .venv/dev
+	PATH="$$PWD/$(BIN):$$PATH" cmake -S . -B build/bench -G Ninja --log-level=WARNING \
+	    -DRUVLLM_TESTS=ON -DPython_EXECUTABLE="$$PWD/$(BIN)/python"
+	$(BIN)/cmake --build build/bench --target rv_sim
+	build/bench/rv_sim 1 $(STEPS) $(SEEDS)
+
 # From tests/, so that "ruvllm" is the installed package and not the sources beside it.
 pytest: INSTALL_FLAGS = -C cmake.define.RUVLLM_WERROR=ON
 pytest: .venv/dev .venv/installed
@@ -73,6 +92,10 @@ pytest: .venv/dev .venv/installed
 test: lint ctest pytest
 
 bench: .venv/dev .venv/installed
+	PATH="$$PWD/$(BIN):$$PATH" cmake -S . -B build/bench -G Ninja --log-level=WARNING \
+	    -DRUVLLM_TESTS=ON -DPython_EXECUTABLE="$$PWD/$(BIN)/python"
+	$(BIN)/cmake --build build/bench --target rv_bench_pages
+	build/bench/rv_bench_pages benchmarks/results/pages.json
 	@for f in benchmarks/bench_*.py; do n=$${f#*bench_}; echo "== $$f"; \
 	    $(BIN)/python $$f --json benchmarks/results/$${n%.py}.json $(BENCH_FLAGS); done
 

@@ -175,7 +175,7 @@ rv_status rv_session_start(rv_session *s, const int32_t *tok, size_t n, size_t *
     const bool keeps = same == len || (same && rv_kv_truncate(s->kv, same, NULL) == RV_OK);
     if (same < len) s->has_logits = false;
     const size_t have = keeps ? same : 0;
-    if (rv_kv_peek(s->m->kv, NULL, 0, tok, n) > have || !keeps) {
+    if (!have || rv_kv_peek(s->m->kv, NULL, 0, tok, n) > have) {
         rv_kv *kv;
         st = rv_kv_new(&kv, s->m->kv, NULL, 0, err);
         if (st != RV_OK) return st;

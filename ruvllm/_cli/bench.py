@@ -13,7 +13,7 @@ from ruvllm._cli import terminal
 from ruvllm._cli.options import (
     NUMERICS_HELP,
     JsonFlag,
-    KvType,
+    Memory,
     ModelOption,
     Numerics,
     chosen_model,
@@ -77,10 +77,8 @@ def bench(
         ),
     ] = None,
     repeat: Annotated[int, option("--repeat -r", "Repetitions.", env=False, metavar="N")] = 5,
-    kv: Annotated[
-        KvType, option("--kv", "Type of keys and values; auto: as precise as the weights.")
-    ] = KvType.auto,
     numerics: Annotated[Numerics, option("--numerics", NUMERICS_HELP)] = Numerics.exact,
+    memory: Memory = Memory(),  # noqa: B008 - read by flags() only
     tune: Annotated[
         bool,
         option("--tune", "Try thread counts and remember the best one for this model.", env=False),
@@ -100,7 +98,7 @@ def bench(
     counts = _numbers("--threads", threads, MOST_THREADS)
     together = tuple(_numbers("--batch", batch, MOST_SEQUENCES))
     options: dict[str, Any] = {
-        "kv_type": kv.value,
+        **memory.arguments(),
         "numerics": numerics.value,
         "witness": False,
     }

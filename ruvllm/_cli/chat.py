@@ -17,6 +17,7 @@ from ruvllm._cli import terminal
 from ruvllm._cli.options import (
     Constrain,
     Engine,
+    Memory,
     ModelOption,
     Sampling,
     VerboseFlag,
@@ -53,6 +54,7 @@ def chat(
     sampling: Sampling = Sampling(),  # noqa: B008 - read by flags() only
     constrain: Constrain = Constrain(),  # noqa: B008
     engine: Engine = Engine(),  # noqa: B008
+    memory: Memory = Memory(),  # noqa: B008
     verbose: VerboseFlag = False,
 ) -> None:
     """Talk with a model that has a chat template; /help tells the commands.
@@ -61,7 +63,8 @@ def chat(
     """
     options = {**sampling.arguments(), **constrain.arguments()}
     options["session_id"] = engine.session or str(uuid.uuid4())
-    with terminal.open_model(chosen_model(context, path, model), engine.arguments()) as opened:
+    how = engine.arguments() | memory.arguments()
+    with terminal.open_model(chosen_model(context, path, model), how) as opened:
         _check(opened)
         talk = _Conversation(opened, options, system, verbose)
         ok = talk.run()

@@ -79,6 +79,7 @@ def option(
 _sampling = functools.partial(option, panel="Sampling")
 _constrain = functools.partial(option, panel="Constrain the reply (extra: grammar)", env=False)
 _engine = functools.partial(option, panel="Engine")
+_memory = functools.partial(option, panel="Keys and values")
 _output = functools.partial(option, panel="Output")
 
 NUMERICS_HELP = "fast: round the inputs of BF16 weights to BF16, where the CPU has that."
@@ -216,6 +217,73 @@ class Numerics(enum.StrEnum):
     fast = "fast"
 
 
+class KvStore(enum.StrEnum):
+    """What older keys and values move to."""
+
+    q8_0 = "q8_0"
+    k8v4 = "k8v4"
+    q4_0 = "q4_0"
+
+
+class KvFit(enum.StrEnum):
+    """Which free page is taken."""
+
+    first = "first"
+    best = "best"
+    round_robin = "round_robin"
+
+
+@dataclasses.dataclass
+class Memory:
+    """What becomes of keys and values."""
+
+    kv: Annotated[
+        KvType, _memory("--kv", "Type of keys and values; auto: as precise as the weights.")
+    ] = KvType.auto
+    kv_budget: Annotated[
+        str | None,
+        _memory(
+            "--kv-budget",
+            "Most memory they take, such as 512M or 4G. Default: half of what is available.",
+            metavar="BYTES",
+        ),
+    ] = None
+    kv_store: Annotated[
+        KvStore | None, _memory("--kv-store", "Type that older ones move to. Default: none do.")
+    ] = None
+    kv_tail: Annotated[
+        int, _memory("--kv-tail", "Newest positions that stay as they are, of a store.")
+    ] = 256
+    kv_batch: Annotated[int, _memory("--kv-batch", "Positions that move to a store at once.")] = 64
+    kv_rotate: Annotated[
+        bool, _memory("--kv-rotate/--no-kv-rotate", "Rotate keys for a store. Default: yes.")
+    ] = True
+    kv_fit: Annotated[KvFit, _memory("--kv-fit", "Which free page is taken.")] = KvFit.first
+    share_prefix: Annotated[
+        bool,
+        _memory(
+            "--share-prefix/--no-share-prefix",
+            "Compute beginnings that prompts have in common once. Default: yes.",
+        ),
+    ] = True
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``Model``."""
+        out = dict(vars(self))
+        out["kv_type"] = out.pop("kv").value
+        out["kv_budget"] = None if self.kv_budget is None else _bytes(self.kv_budget)
+        out["kv_store"] = self.kv_store and self.kv_store.value
+        out["kv_fit"] = self.kv_fit.value
+        return out
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,18})([KMGT](iB)?)?", text, re.IGNORECASE | re.ASCII)
+    if found is None:
+        raise usage("--kv-budget", f"is {text!r}, want bytes, such as 1000000, 512M or 4G")
+    return int(found[1]) << 10 * " KMGT".index((found[2] or " ")[0].upper())
+
+
 @dataclasses.dataclass
 class Engine:
     """How the model is opened and run."""
@@ -234,9 +302,6 @@ class Engine:
     batch: Annotated[
         int | None, _engine("--batch -b", "Prompt tokens per step. Default: 128.", metavar="N")
     ] = None
-    kv: Annotated[
-        KvType, _engine("--kv", "Type of keys and values; auto: as precise as the weights.")
-    ] = KvType.auto
     repack: Annotated[
         bool | None,
         _engine(
@@ -266,7 +331,6 @@ class Engine:
             "n_threads": self.threads,
             "n_ctx": self.ctx,
             "n_batch": self.batch,
-            "kv_type": self.kv.value,
             "repack": self.repack,
             "numerics": self.numerics.value,
             "witness": self.witness,

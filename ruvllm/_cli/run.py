@@ -14,6 +14,7 @@ from ruvllm._cli.options import (
     Constrain,
     Engine,
     JsonFlag,
+    Memory,
     ModelOption,
     Sampling,
     VerboseFlag,
@@ -63,6 +64,7 @@ def run(
     sampling: Sampling = Sampling(),  # noqa: B008 - read by flags() only
     constrain: Constrain = Constrain(),  # noqa: B008
     engine: Engine = Engine(),  # noqa: B008
+    memory: Memory = Memory(),  # noqa: B008
     logprobs: Annotated[
         int | None,
         option("--logprobs", "Report this many likeliest tokens per position.", metavar="N"),
@@ -82,7 +84,7 @@ def run(
     options = {**sampling.arguments(), **constrain.arguments(), "logprobs": logprobs}
     text = terminal.argument(prompt, "prompt")
     cancel = Cancel()
-    with terminal.open_model(path, engine.arguments()) as opened:
+    with terminal.open_model(path, engine.arguments() | memory.arguments()) as opened:
         options |= {"cancel": cancel, "session_id": engine.session}
         start = _request(
             model=opened, text=text, raw=raw, special=special, system=system, options=options

@@ -21,6 +21,8 @@ app = typer.Typer(
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The entry's id, or how it begins.")]
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+#: Options of a model that an entry keeps and its replies depend on.
+_CHANGE_REPLIES = ("n_ctx", "numerics", "kv_type", "kv_store", "kv_rotate", "kv_tail", "kv_batch")
 
 
 @app.command("list")
@@ -200,8 +202,7 @@ def replay(
         raise UnsupportedError(f"witness entry {entry.id}: names no model file, want --model PATH")
     path = Path(entry.model_path) if model is None and entry.model_path else model
     kept = entry.engine or {}
-    names = ("n_ctx", "kv_type", "numerics")
-    options = {name: kept[name] for name in names if kept.get(name) is not None}
+    options = {name: kept[name] for name in _CHANGE_REPLIES if kept.get(name) is not None}
     with terminal.open_model(path, {**options, "witness": False}) as opened:
         found = run_again(entry, opened)
         if json:

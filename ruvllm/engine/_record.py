@@ -38,6 +38,7 @@ class Recorder:
         self._path = model.path
         self._info = model.info
         self._n_ctx = model.n_ctx
+        self._kv_store = model._kv_store
 
     def recorder(
         self,
@@ -131,6 +132,7 @@ class Recorder:
                 "kv_type": info.kv_type,
                 "numerics": info.numerics,
                 "n_ctx": self._n_ctx,
+                **self._kv_store,
             },
         )
 

@@ -224,6 +224,11 @@ class Model:
         self._template_source = chat_template
         self._template: ChatTemplate | None = None
         self._vocab: ModelVocab | None = None
+        #: What of keys and values replies depend on, besides their type.
+        self._kv_store: dict[str, Any] = {}
+        if kv_store is not None:
+            self._kv_store |= {"kv_store": kv_store, "kv_rotate": kv_rotate}
+            self._kv_store |= {"kv_tail": kv_tail, "kv_batch": kv_batch}
         self._recorder = Recorder(self, witness)
         know_model(self)
 

@@ -41,7 +41,8 @@ class WitnessEntry:
     query_embedding, response_embedding: float32 ``(d,)``.  quality_score: 0 .. 1.
     ``*_ms``: milliseconds.  prompt_ids, output_ids: token ids.  seed: 0 .. 2^64 - 1.
     params: every sampling parameter, enough to run the request again.  engine: version, kernels,
-    n_threads, n_batch, kv_type, numerics.  error: {code, message, stack_trace, recovery_attempted}.
+    n_threads, n_batch, n_ctx, kv_type, numerics (of a store also kv_store, kv_rotate, kv_tail,
+    kv_batch).  error: {code, message, stack_trace, recovery_attempted}.
     seq, prev_hash, hash and legal_hold are set by the log alone.
     """
 

@@ -1,17 +1,37 @@
 /* rv_tests: runs every C test, or those whose names are given. */
 #include "test.h"
 
-extern const rv_test tests_attn[], tests_base[], tests_batch[], tests_budget[], tests_engine[],
-    tests_gguf[], tests_kernels[], tests_kv[], tests_kvfile[], tests_numerics[], tests_ops[],
-    tests_pages[], tests_panels[], tests_pass[], tests_prefix[], tests_sample[], tests_sched[],
-    tests_shared[], tests_spans[], tests_store[], tests_tok[];
+/* The lists, one per line and in the order of their files. */
+/* clang-format off */
+#define TEST_LISTS(X) \
+    X(tests_attn) \
+    X(tests_base) \
+    X(tests_batch) \
+    X(tests_budget) \
+    X(tests_engine) \
+    X(tests_gguf) \
+    X(tests_kernels) \
+    X(tests_kv) \
+    X(tests_kvfile) \
+    X(tests_numerics) \
+    X(tests_ops) \
+    X(tests_pages) \
+    X(tests_panels) \
+    X(tests_pass) \
+    X(tests_prefix) \
+    X(tests_sample) \
+    X(tests_sched) \
+    X(tests_shared) \
+    X(tests_spans) \
+    X(tests_store) \
+    X(tests_tok)
+/* clang-format on */
 
-static const rv_test *const ALL[] = {
-    tests_attn,    tests_base,  tests_batch,  tests_budget,   tests_engine, tests_gguf,
-    tests_kernels, tests_kv,    tests_kvfile, tests_numerics, tests_ops,    tests_pages,
-    tests_panels,  tests_pass,  tests_prefix, tests_sample,   tests_sched,  tests_shared,
-    tests_spans,   tests_store, tests_tok,
-};
+#define DECLARE(list) extern const rv_test list[];
+#define NAME(list) list,
+TEST_LISTS(DECLARE)
+
+static const rv_test *const ALL[] = {TEST_LISTS(NAME)};
 
 int main(int argc, char **argv) {
     rv_init();

@@ -1,193 +1,12 @@
-/* The world of sim.h: model and backend, requests and their checks, the random driver. */
+/* The world of sim.h: requests and their checks, the random driver. */
 #include "sim.h"
-
-#include "rvk.h"
-
-/* ---- the model ---- */
-
-static uint64_t mix(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-uint64_t sim_start(const void *identity, size_t n) {
-    uint64_t h = 0x243f6a8885a308d3u + n;
-    for (size_t i = 0; i < n; i++) h = mix(h ^ ((const uint8_t *)identity)[i]);
-    return h;
-}
-
-uint64_t sim_more(uint64_t hash, int32_t tok) {
-    return mix(hash + 0x9e3779b97f4a7c15u * (uint64_t)(tok + 1));
-}
-
-int32_t sim_token(uint64_t hash) {
-    return (int32_t)(mix(hash ^ 0x13198a2e03707344u) % SIM_VOCAB);
-}
-
-bool sim_is_end(int32_t tok) {
-    return tok < 4;
-}
-
-/* ---- what is stored of a position: head 0 the hash, head 1 token and number ---- */
-
-typedef struct cell {
-    uint32_t word[4];
-} cell;
-
-static cell cell_of(int32_t tok, size_t pos, uint64_t hash) {
-    return (cell){{(uint32_t)hash, (uint32_t)(hash >> 32), (uint32_t)tok, (uint32_t)pos}};
-}
-
-static void write_cell(rv_kv *kv, size_t pos, cell c) {
-    float x[4][SIM_DIM];
-    for (int w = 0; w < 4; w++)
-        for (int i = 0; i < SIM_DIM; i++) x[w][i] = c.word[w] >> i & 1 ? 1.0f : -1.0f;
-    rv_kv_write(kv, 0, 0, pos, 1, x[0], x[1], SIM_DIM);
-    rv_kv_write(kv, 0, 1, pos, 1, x[2], x[3], SIM_DIM);
-}
-
-static uint32_t word_of(const float *x) {
-    uint32_t w = 0;
-    for (int i = 0; i < SIM_DIM; i++) w |= (uint32_t)(x[i] > 0) << i;
-    return w;
-}
-
-/* As a query at position at sees it. */
-static cell read_cell(const rv_kv *kv, size_t pos, size_t at) {
-    const bool old = pos < rv_kv_boundary(kv, at + 1);
-    cell c;
-    for (size_t head = 0; head < 2; head++) {
-        const void *runs[RV_KV_BLOCK / RV_PAGE_TOKENS];
-        float k[SIM_DIM], v[SIM_DIM];
-        rv_kv_runs(kv, old, 0, head, pos / RV_KV_BLOCK, runs);
-        rvk_attn_get(rv_kv_type_of(kv, old), runs[pos % RV_KV_BLOCK / RV_PAGE_TOKENS],
-                     pos % RV_PAGE_TOKENS, k, v, SIM_DIM);
-        if (old && rv_kv_rotated(kv)) rvk_hadamard(k, 1, SIM_DIM, SIM_DIM);
-        c.word[2 * head] = word_of(k);
-        c.word[2 * head + 1] = word_of(v);
-    }
-    return c;
-}
-
-static void check_cell(sim *s, const sim_req *q, const rv_kv *kv, size_t pos, size_t at) {
-    const cell want = cell_of(q->tok[pos], pos, q->hash[pos + 1]), got = read_cell(kv, pos, at);
-    SIM_CHECK(s, memcmp(&want, &got, sizeof want) == 0);
-}
-
-/* ---- the backend ---- */
 
 uint64_t sim_below(sim *s, uint64_t n) {
     return rv_test_rand(&s->rand) % n;
 }
 
-static bool chance(sim *s, int of_1000) {
+bool sim_chance(sim *s, int of_1000) {
     return !s->calm && sim_below(s, 1000) < (uint64_t)of_1000;
-}
-
-static void check_rows(sim *s, const rv_sched_rows *g) {
-    const sim_req *q = g->user;
-    const size_t len = rv_kv_len(g->kv);
-    SIM_CHECK(s, g->n > 0 && len + g->n <= q->n && g->status == RV_OK);
-    SIM_CHECK(s, g->n <= s->o.sched.max_chunk);
-    SIM_CHECK(s, memcmp(g->tok, q->tok + len, g->n * sizeof *g->tok) == 0);
-    SIM_CHECK(s, g->choose == (len + g->n == q->n) && g->i_token == q->n - q->n_prompt);
-    if (len == 0) return;
-    /* The last one, from which the model goes on, and a few others. */
-    check_cell(s, q, g->kv, len - 1, len);
-    for (int i = 0; i < 2; i++) check_cell(s, q, g->kv, sim_below(s, len), len);
-}
-
-static void write_rows(const rv_sched_rows *g) {
-    const sim_req *q = g->user;
-    const size_t len = rv_kv_len(g->kv);
-    for (size_t i = len; i < len + g->n; i++)
-        write_cell(g->kv, i, cell_of(q->tok[i], i, q->hash[i + 1]));
-}
-
-static void advance_state(sim *s, const rv_sched_rows *g) {
-    const sim_req *q = g->user;
-    const size_t len = rv_kv_len(g->kv);
-    float *state = rv_kv_state(g->kv), *to = NULL;
-    if (!s->o.state) {
-        SIM_CHECK(s, state == NULL);
-        return;
-    }
-    const uint64_t want = len ? q->hash[len] : 0;
-    SIM_CHECK(s, memcmp(state, &want, sizeof want) == 0);
-    const size_t at = rv_kv_snapshot(g->kv, g->n, &to);
-    SIM_CHECK(s, at <= g->n);
-    if (at) memcpy(to, &q->hash[len + at], sizeof want);
-    memcpy(state, &q->hash[len + g->n], sizeof want);
-}
-
-rv_status sim_backend_step(void *ctx, rv_sched_rows *rows, size_t n, rv_err *err) {
-    sim *s = ctx;
-    size_t n_rows = 0;
-    SIM_CHECK(s, n <= s->o.sched.max_running);
-    for (size_t i = 0; i < n; i++) {
-        n_rows += rows[i].n;
-        check_rows(s, &rows[i]);
-        write_rows(&rows[i]);
-    }
-    SIM_CHECK(s, n_rows > 0 && n_rows <= s->o.sched.max_rows);
-    if (chance(s, s->o.fail_step)) return rv_fail(err, RV_EIO, "sim: no luck");
-    for (size_t i = 0; i < n; i++) {
-        sim_req *q = rows[i].user;
-        const size_t len = rv_kv_len(rows[i].kv);
-        advance_state(s, &rows[i]);
-        if (chance(s, s->o.fail_row)) {
-            q->failed = true;
-            rows[i].status = RV_EINTERNAL;
-        }
-        /* From what is stored, not from what is known. */
-        const cell c = read_cell(rows[i].kv, len + rows[i].n - 1, len + rows[i].n - 1);
-        rows[i].token = sim_token(c.word[0] | (uint64_t)c.word[1] << 32);
-        rows[i].end = sim_is_end(rows[i].token);
-    }
-    return RV_OK;
-}
-
-static sim_req *find(sim *s, uint64_t id) {
-    for (size_t i = 0; i < s->n_live; i++)
-        if (s->live[i]->id == id) return s->live[i];
-    return NULL;
-}
-
-static rv_status swap_out(void *ctx, uint64_t request, rv_kv *kv, const int32_t *tok, rv_err *err) {
-    sim *s = ctx;
-    sim_req *q = find(s, request);
-    const size_t len = rv_kv_len(kv);
-    SIM_CHECK(s, q && !q->n_saved && len > 0);
-    SIM_CHECK(s, memcmp(tok, q->tok, len * sizeof *tok) == 0);
-    if (chance(s, s->o.fail_swap)) return rv_fail(err, RV_EIO, "sim: no room to swap");
-    q->n_saved = len;
-    return RV_OK;
-}
-
-static size_t swap_in(void *ctx, uint64_t request, rv_kv *kv, const int32_t *tok, size_t n) {
-    sim *s = ctx;
-    sim_req *q = find(s, request);
-    SIM_CHECK(s, q && q->n_saved == n && n < q->n && rv_kv_len(kv) == 0);
-    if (chance(s, s->o.fail_swap)) return 0;
-    const size_t most = s->o.store == RV_KV_AUTO ? n : rv_kv_cache_format(s->cache)->tail;
-    for (size_t len = 0, m; len < n; len += m) {
-        m = RV_MIN(most, n - len);
-        if (rv_kv_reserve(kv, m, NULL, NULL) != RV_OK) return len; /* what came is right */
-        rv_sched_rows g = {.kv = kv, .n = m, .user = q};
-        write_rows(&g);
-        advance_state(s, &g);
-        rv_kv_commit(kv, tok + len, m);
-    }
-    s->n_swapped_in++;
-    return n;
-}
-
-static void swap_drop(void *ctx, uint64_t request) {
-    sim *s = ctx;
-    sim_req *q = find(s, request);
-    SIM_CHECK(s, q && q->n_saved);
-    q->n_saved = 0;
 }
 
 /* ---- opening ---- */
@@ -215,7 +34,7 @@ sim_opts sim_defaults(void) {
 }
 
 sim_opts sim_random(uint64_t seed) {
-    sim r = {.rand = mix(seed + 1)};
+    sim r = {.rand = sim_mix(seed + 1)};
     sim_opts o = sim_defaults();
     static const rv_kv_type types[] = {RV_KV_F32, RV_KV_F16, RV_KV_Q8_0, RV_KV_Q4_0};
     o.type = types[sim_below(&r, 4)];
@@ -259,11 +78,19 @@ sim_opts sim_random(uint64_t seed) {
         o.max_tokens = 100 + sim_below(&r, 100);
         o.arrive = 300;
     }
+    o.raw = o.store == RV_KV_AUTO && sim_below(&r, 8) > 0;
+    o.budget = sim_below(&r, 3) ? 0 : 10;
+    o.guest = sim_below(&r, 3) ? 0 : 200;
     return o;
 }
 
+/* Most tokens of a request. */
+static size_t limit_of(const sim *s) {
+    return RV_MIN(s->o.sched.n_ctx, rv_kv_cache_capacity(s->cache));
+}
+
 void sim_open(sim *s, const sim_opts *o, uint64_t seed) {
-    *s = (sim){.o = *o, .seed = seed, .rand = mix(seed ^ 0xa4093822299f31d0u)};
+    *s = (sim){.o = *o, .seed = seed, .rand = sim_mix(seed ^ 0xa4093822299f31d0u)};
     static const int32_t heads[] = {2};
     const rv_kv_format f = {
         .n_layers = 1,
@@ -279,17 +106,14 @@ void sim_open(sim *s, const sim_opts *o, uint64_t seed) {
     const uint64_t page = (uint64_t)2 * RV_PAGE_TOKENS * rv_kv_head_bytes(o->type, SIM_DIM);
     const rv_kv_cache_opts c = {
         .budget = o->n_pages * page, .fit = o->fit, .share = o->share, .hash_bits = o->hash_bits};
-    rv_sched_backend b = {.ctx = s, .step = sim_backend_step};
-    if (o->swap) {
-        b.swap_out = swap_out;
-        b.swap_in = swap_in;
-        b.swap_drop = swap_drop;
-    }
+    const rv_sched_backend b = sim_backend(s);
     rv_err err = {0};
     rv_status st = rv_kv_cache_new(&s->cache, &f, &c, &err);
     if (st == RV_OK) st = rv_sched_new(&s->sched, s->cache, &b, &o->sched, &err);
     if (st != RV_OK) fprintf(stderr, "%s\n", err.msg);
     SIM_CHECK(s, st == RV_OK);
+    s->budget = c.budget;
+    s->least_limit = limit_of(s);
 }
 
 static void free_req(sim_req *q) {
@@ -323,7 +147,7 @@ static bool seen_before(sim *s, uint64_t hash, bool put) {
             if (old[i]) seen_before(s, old[i], true);
         free(old);
     }
-    size_t i = (size_t)mix(hash) & (s->cap_seen - 1);
+    size_t i = (size_t)sim_mix(hash) & (s->cap_seen - 1);
     while (s->seen[i] && s->seen[i] != hash) i = (i + 1) & (s->cap_seen - 1);
     const bool found = s->seen[i] != 0;
     if (put && !found) {
@@ -369,19 +193,23 @@ static void check_refusal(sim *s, const sim_req *q, rv_status st, const rv_err *
         return;
     }
     s->n_refused++;
-    const size_t limit = RV_MIN(s->o.sched.n_ctx, rv_kv_cache_capacity(s->cache));
-    SIM_CHECK(s, q->n >= limit || t.n_waiting >= s->o.sched.max_queue ||
+    SIM_CHECK(s, q->n >= limit_of(s) || t.n_waiting >= s->o.sched.max_queue ||
                      strstr(err->msg, "tokens wait"));
+}
+
+static sim_req *say(const int32_t *tok, size_t n, const rv_sched_request *how) {
+    sim_req *q = calloc(1, sizeof *q);
+    CHECK(q);
+    q->n_identity = how->n_identity;
+    if (how->n_identity) memcpy(q->identity, how->identity, how->n_identity);
+    for (size_t i = 0; i < n; i++) sim_append(q, tok[i]);
+    return q;
 }
 
 sim_req *sim_submit(sim *s, const int32_t *tok, size_t n, size_t max_tokens,
                     const rv_sched_request *how, rv_status *st) {
-    sim_req *q = calloc(1, sizeof *q);
-    CHECK(q);
     rv_sched_request r = how ? *how : (rv_sched_request){.priority = RV_PRIORITY_NORMAL};
-    q->n_identity = r.n_identity;
-    if (r.n_identity) memcpy(q->identity, r.identity, r.n_identity);
-    for (size_t i = 0; i < n; i++) sim_append(q, tok[i]);
+    sim_req *q = say(tok, n, &r);
     q->n_prompt = n;
     q->max_tokens = max_tokens;
     q->deadline_ms = r.deadline_ms;
@@ -391,7 +219,7 @@ sim_req *sim_submit(sim *s, const int32_t *tok, size_t n, size_t max_tokens,
     r.max_tokens = max_tokens;
     r.user = q;
     rv_err err = {0};
-    if (chance(s, s->o.fail_alloc)) rv_test_fail_alloc_at((long)sim_below(s, 4));
+    if (sim_chance(s, s->o.fail_alloc)) rv_test_fail_alloc_at((long)sim_below(s, 4));
     *st = rv_sched_submit(s->sched, &r, &q->id, &err);
     rv_test_fail_alloc_at(-1);
     if (*st != RV_OK) {
@@ -421,17 +249,19 @@ sim_req *sim_submit_random(sim *s, size_t n, size_t max_tokens, const rv_sched_r
 }
 
 static void check_end(sim *s, const sim_req *q, const rv_sched_event *e) {
-    const size_t limit = RV_MIN(s->o.sched.n_ctx, rv_kv_cache_capacity(s->cache));
     const bool ended = q->n > q->n_prompt && sim_is_end(q->tok[q->n - 1]);
     SIM_CHECK(s, (e->finish == RV_FINISH_ERROR) == (e->status != RV_OK));
     switch (e->finish) {
     case RV_FINISH_STOP: SIM_CHECK(s, ended || q->asked == RV_FINISH_STOP); break;
     case RV_FINISH_LENGTH:
-        SIM_CHECK(s, q->n == q->n_prompt + q->max_tokens || q->n == limit);
+        SIM_CHECK(s, q->n == q->n_prompt + q->max_tokens || q->n == limit_of(s) ||
+                         (s->o.budget && q->n >= s->least_limit));
         break;
     case RV_FINISH_CANCELLED: SIM_CHECK(s, q->asked == RV_FINISH_CANCELLED); break;
     case RV_FINISH_DEADLINE: SIM_CHECK(s, q->deadline_ms && q->deadline_ms <= s->clock_ms); break;
-    default: SIM_CHECK(s, q->failed && e->status == RV_EINTERNAL); break;
+    default:
+        SIM_CHECK(s, (q->failed && e->status == RV_EINTERNAL) ||
+                         (s->o.budget && q->n > s->least_limit && e->status == RV_EFULL));
     }
 }
 
@@ -443,10 +273,10 @@ static void take_end(sim *s, sim_req *q, const rv_sched_event *e) {
     s->n_ended++;
     s->n_by_finish[e->finish]++;
     s->max_wait = RV_MAX(s->max_wait, s->i_step - q->submitted);
-    /* Pages of one kind only are never short of what was promised. */
+    /* Pages of one kind only are never short of what was promised, if nobody else takes them. */
     const bool over = e->n_preempted > (uint32_t)s->o.sched.max_preempt;
     s->n_over_preempted += over;
-    SIM_CHECK(s, !over || s->o.store != RV_KV_AUTO || s->o.state);
+    SIM_CHECK(s, !over || s->o.store != RV_KV_AUTO || s->o.state || s->o.budget || s->o.guest);
     size_t i = 0;
     while (s->live[i] != q) i++;
     s->live[i] = s->live[--s->n_live];
@@ -481,7 +311,7 @@ rv_status sim_step(sim *s, size_t cap, bool *idle) {
     s->i_step++;
     s->clock_ms++;
     cap = RV_MIN(cap, RV_COUNT(events));
-    if (chance(s, s->o.fail_alloc)) rv_test_fail_alloc_at((long)sim_below(s, 20));
+    if (sim_chance(s, s->o.fail_alloc)) rv_test_fail_alloc_at((long)sim_below(s, 20));
     rv_sched_stats before, after;
     rv_sched_get_stats(s->sched, &before);
     const rv_status st = rv_sched_step(s->sched, s->clock_ms, events, cap, &n, &now_idle, &err);
@@ -529,7 +359,7 @@ enum { N_SYSTEM = 6, MAX_SYSTEM = 150, MAX_TRACE = 1200 };
 
 /* 20 .. most - 1 tokens that are always the same. */
 static size_t text(uint64_t number, size_t most, int32_t *tok) {
-    uint64_t r = mix(number);
+    uint64_t r = sim_mix(number);
     const size_t n = 20 + (size_t)(r % (most - 20));
     for (size_t k = 0; k < n; k++) tok[k] = (int32_t)(rv_test_rand(&r) % SIM_VOCAB);
     return n;
@@ -572,11 +402,11 @@ static void arrive(sim *s, uint64_t document) {
     rv_sched_request how = {
         .priority = (rv_priority)sim_below(s, 4),
         .tenant = sim_below(s, (uint64_t)s->o.n_tenants),
-        .deadline_ms = chance(s, s->o.late) ? s->clock_ms + 1 + sim_below(s, 300) : 0,
+        .deadline_ms = sim_chance(s, s->o.late) ? s->clock_ms + 1 + sim_below(s, 300) : 0,
     };
     const size_t n = draw_prompt(s, tok, &how, document);
     rv_status st;
-    if (s->o.swap && chance(s, 300)) how.n_saved = sim_below(s, 2 * n);
+    if (s->o.swap && sim_chance(s, 300)) how.n_saved = sim_below(s, 2 * n);
     sim_submit(s, tok, n, 1 + sim_below(s, s->o.max_tokens), &how, &st);
 }
 
@@ -587,25 +417,97 @@ static void cancel_one(sim *s) {
         q->asked = why;
 }
 
+/* ---- what happens beside the scheduler ---- */
+
+static void other_budget(sim *s) {
+    const uint64_t half = s->budget / 2;
+    rv_budget_resize(rv_kv_cache_budget(s->cache),
+                     sim_below(s, 4) ? half + sim_below(s, half) : s->budget);
+    s->least_limit = RV_MIN(s->least_limit, limit_of(s));
+    s->n_budgets++;
+}
+
+static void guest_leaves(sim *s) {
+    if (!s->guest) return;
+    sim_check_kv(s, s->guest_text, s->guest);
+    rv_kv_free(&s->guest);
+    free_req(s->guest_text);
+    s->guest_text = NULL;
+}
+
+static void guest_comes(sim *s) {
+    int32_t tok[MAX_TRACE];
+    rv_sched_request how = {0};
+    const size_t n = draw_prompt(s, tok, &how, 0);
+    const rv_status st = rv_kv_new(&s->guest, s->cache, how.identity, how.n_identity, NULL);
+    SIM_CHECK(s, st == RV_OK || (st == RV_ENOMEM && s->o.fail_alloc));
+    if (st != RV_OK) return;
+    s->guest_text = say(tok, n, &how);
+    rv_kv_match(s->guest, tok, n);
+    sim_check_kv(s, s->guest_text, s->guest);
+    s->n_guests++;
+}
+
+static void guest_grows(sim *s) {
+    const sim_req *q = s->guest_text;
+    const size_t len = rv_kv_len(s->guest);
+    const size_t most = 1 + sim_below(s, RV_KV_BLOCK), n = RV_MIN(q->n - len, most);
+    const rv_status st = rv_kv_reserve(s->guest, n, NULL, NULL);
+    SIM_CHECK(s, st == RV_OK || st == RV_EFULL || (st == RV_ENOMEM && s->o.fail_alloc));
+    if (st != RV_OK) return;
+    sim_write_kv(s, q, s->guest, n);
+    rv_kv_commit(s->guest, q->tok + len, n);
+}
+
+/* As sessions do: it comes, goes on, goes back, is forked, leaves. */
+static void guest_acts(sim *s) {
+    const uint64_t what = sim_below(s, 10);
+    rv_kv *other;
+    if (sim_chance(s, s->o.fail_alloc)) rv_test_fail_alloc_at((long)sim_below(s, 6));
+    if (!s->guest) {
+        guest_comes(s);
+    } else if (what == 0 || rv_kv_len(s->guest) == s->guest_text->n) {
+        guest_leaves(s);
+    } else if (what == 1) {
+        rv_kv_truncate(s->guest, sim_below(s, rv_kv_len(s->guest) + 1), NULL);
+        sim_check_kv(s, s->guest_text, s->guest);
+    } else if (what == 2 && rv_kv_fork(&other, s->guest, NULL) == RV_OK) {
+        rv_kv_free(&s->guest);
+        s->guest = other;
+        sim_check_kv(s, s->guest_text, s->guest);
+    } else {
+        guest_grows(s);
+    }
+    rv_test_fail_alloc_at(-1);
+}
+
+/* No failures, nobody else, all memory: then everything ends. */
+static void calm_down(sim *s) {
+    s->calm = true;
+    guest_leaves(s);
+    rv_budget_resize(rv_kv_cache_budget(s->cache), s->budget);
+    sim_drain(s);
+}
+
 void sim_run(sim *s, uint64_t n_steps) {
     const uint64_t last = s->i_step + n_steps;
     while (s->i_step < last) {
         if (s->n_past && sim_below(s, 500) == 0) {
-            s->calm = true;
-            sim_drain(s);
+            calm_down(s);
             s->calm = false;
         }
-        if (chance(s, s->o.arrive)) {
-            const uint64_t document = chance(s, s->o.fresh) ? rv_test_rand(&s->rand) : 0;
+        if (sim_chance(s, s->o.arrive)) {
+            const uint64_t document = sim_chance(s, s->o.fresh) ? rv_test_rand(&s->rand) : 0;
             for (uint64_t i = 1 + sim_below(s, s->o.max_burst); i > 0; i--) arrive(s, document);
         }
-        if (s->n_live && chance(s, s->o.cancel)) cancel_one(s);
+        if (s->n_live && sim_chance(s, s->o.cancel)) cancel_one(s);
+        if (s->o.budget && sim_chance(s, s->o.budget)) other_budget(s);
+        if (s->o.guest && sim_chance(s, s->o.guest)) guest_acts(s);
         const rv_status st = sim_step(s, sim_below(s, 4) ? 128 : 1 + sim_below(s, 8), NULL);
         SIM_CHECK(s, st == RV_OK || (st == RV_EIO && s->o.fail_step) ||
-                         (st == RV_ENOMEM && s->o.fail_alloc));
+                         (st == RV_ENOMEM && s->o.fail_alloc) || (st == RV_EFULL && s->guest));
     }
-    s->calm = true;
-    sim_drain(s);
+    calm_down(s);
 }
 
 void sim_hit_rate(uint64_t seed, size_t n_pages, bool await_prefix, uint64_t *n_prompt,

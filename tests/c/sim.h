@@ -2,8 +2,9 @@
  *
  * The next token is a function of the identity and all tokens before.  What is stored of a position
  * is its token, its number and the hash up to it, one bit per value (+1, -1), so that a quantised
- * store keeps it exactly; what the model reads it compares with what was said, so a page of
- * somebody else, or of another position, shows at once.  sim_run drives it from a seed. */
+ * store keeps it exactly, or as it is where nothing quantises (raw).  What the model reads it
+ * compares with what was said, so a page of somebody else, or of another position, shows at once.
+ * sim_run drives it from a seed. */
 #ifndef RV_SIM_H
 #define RV_SIM_H
 
@@ -17,6 +18,7 @@ uint64_t sim_start(const void *identity, size_t n);
 uint64_t sim_more(uint64_t hash, int32_t tok);
 int32_t sim_token(uint64_t hash);
 bool sim_is_end(int32_t tok);
+uint64_t sim_mix(uint64_t x); /* bits of x, scattered */
 
 typedef struct sim_req { /* what was asked and what came */
     uint64_t id;
@@ -38,14 +40,16 @@ typedef struct sim_opts {
     rv_sched_opts sched;
     rv_kv_type type, store;
     bool rotate, state, share, swap, oracle;
+    bool raw; /* pages hold plain bytes; without a store only */
     int hash_bits;
     rv_fit fit;
     size_t n_pages; /* the budget, in pages of type */
     int n_tenants;
     /* of 1000 chances */
     int fail_step, fail_row, fail_alloc, fail_swap, cancel, late, arrive;
-    int fresh;  /* bursts that are about a document of their own */
-    bool plain; /* otherwise prompts are fresh, not turns or behind a system prompt */
+    int budget, guest; /* another budget; something happens to a sequence from outside */
+    int fresh;         /* bursts that are about a document of their own */
+    bool plain;        /* otherwise prompts are fresh, not turns or behind a system prompt */
     size_t max_burst, max_prompt, max_tokens;
 } sim_opts;
 
@@ -61,9 +65,14 @@ typedef struct sim {
     /* conversations that may go on */
     sim_req *past[64];
     size_t n_past;
+    /* a sequence that the scheduler does not know, and its text */
+    rv_kv *guest;
+    sim_req *guest_text;
+    uint64_t budget;    /* bytes, when nobody changes it */
+    size_t least_limit; /* of the tokens of a request, under all budgets so far */
     /* counts */
     uint64_t n_ended, n_by_finish[RV_FINISH_ERROR + 1], n_refused, n_events, n_step_failed;
-    uint64_t n_swapped_in, max_wait, n_over_preempted;
+    uint64_t n_swapped_in, max_wait, n_over_preempted, n_budgets, n_guests;
     /* the oracle: hashes of all prefixes that were ever said, and prompt tokens that they cover */
     uint64_t *seen;
     size_t n_seen, cap_seen;
@@ -86,6 +95,7 @@ sim_opts sim_random(uint64_t seed);
 void sim_open(sim *s, const sim_opts *o, uint64_t seed);
 void sim_close(sim *s); /* checks that nothing is left */
 uint64_t sim_below(sim *s, uint64_t n);
+bool sim_chance(sim *s, int of_1000); /* never while it is calm */
 
 /* Ask for max_tokens after a prompt; NULL: refused with *st.  Owned by the sim until it is closed.
  */
@@ -95,13 +105,18 @@ sim_req *sim_submit(sim *s, const int32_t *tok, size_t n, size_t max_tokens,
 sim_req *sim_submit_random(sim *s, size_t n, size_t max_tokens, const rv_sched_request *how);
 void sim_append(sim_req *q, int32_t tok);
 rv_status sim_backend_step(void *ctx, rv_sched_rows *rows, size_t n, rv_err *err);
+rv_sched_backend sim_backend(sim *s);
+/* Check all of what a sequence holds of a text, and put the next n positions, reserved, into it. */
+void sim_check_kv(sim *s, const sim_req *q, rv_kv *kv);
+void sim_write_kv(sim *s, const sim_req *q, rv_kv *kv, size_t n);
 /* One step, all events of it are checked; the requests that ended are kept in past (the last ones)
  * or freed.  *idle may be NULL. */
 rv_status sim_step(sim *s, size_t cap, bool *idle);
 /* Steps until idle; then every page is free or evictable. */
 void sim_drain(sim *s);
 void sim_check_quiet(sim *s);
-/* n_steps of random arrivals, cancels and failures, with pauses in which all drains. */
+/* n_steps of random arrivals, cancels, failures, other budgets and sequences from outside, with
+ * pauses in which all drains. */
 void sim_run(sim *s, uint64_t n_steps);
 /* Shared system prompts and conversations of several turns, in a cache of n_pages: prompt tokens,
  * how many were found, and how many had been computed before and could have been. */

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_run import MODEL, PROMPT, REPLY, entries, here
@@ -73,6 +74,12 @@ def test_every_command_has_help(argv: str) -> None:
         (["run", "--nope", "x"], "--nope"),
         (["run", "x", "--top-k", "many"], "--top-k"),
         (["run", "x", "--kv", "f8"], "--kv"),
+        (["run", "x", "--kv-store", "f16"], "--kv-store"),
+        (["run", "x", "--kv-fit", "worst"], "--kv-fit"),
+        (["run", "x", "--kv-tail", "all"], "--kv-tail"),
+        (["run", "x", "--kv-budget", "1.5G"], "--kv-budget: is '1.5G', want bytes, such as"),
+        (["chat", "--kv-budget", "-1"], "--kv-budget: is '-1', want bytes"),
+        (["bench", "--kv-budget", "lots"], "--kv-budget: is 'lots', want bytes"),
         (["run", "x", "--max-tokens", "few"], "--max-tokens: is 'few', want a number or none"),
         (["run", "x", "--logit-bias", "7"], "--logit-bias: is '7', want ID=BIAS"),
         (["run", "a", "b", "c"], "prompt: found 3 words, want [MODEL] PROMPT"),
@@ -113,6 +120,12 @@ def test_usage_errors(argv: list[str], says: str) -> None:
         (["run", "x", "--logprobs", "101"], "logprobs: is 101, want 0 .. 100"),
         (["run", "x", "--ctx", "100000"], "n_ctx: is 100000, want 1 .. 256"),
         (["run", "x", "--threads", "0"], "n_threads: is 0"),
+        (["run", "x", "--kv-budget", "0"], "kv_budget: is 0, want 1"),
+        (["run", "x", "--kv-budget", "1K"], "the budget of 1024 bytes does not hold"),
+        (["run", "x", "--kv-budget", "99999999T"], "kv_budget: is "),
+        (["run", "x", "--kv-store", "q8_0", "--kv-tail", "63"], "kv_tail: is 63, want a multiple"),
+        (["chat", "--kv-store", "q8_0", "--kv-batch", "1"], "kv_batch: is 1, want a multiple"),
+        (["bench", "--kv-store", "q4_0", "--kv", "q8_0"], "kv_type"),
         (["run", "a " * 400], "prompt: has"),
         (["run", RAW, "--system", "s", "x"], None),
         (["tokenize", "--decode", "99999"], "99999"),
@@ -271,6 +284,33 @@ def test_run_gives_every_sampling_flag_to_the_model(tmp_path: Path) -> None:
     assert here("run", PROMPT, "--top-k", "9", env=env).code == 0
     entry = entries()[0]
     assert entry.params is not None and entry.params["top_k"] == 9
+
+
+def test_run_gives_every_memory_flag_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    class Spy(ruvllm.Model):
+        def __init__(self, path: Any = None, **options: Any) -> None:
+            given.append(options)
+            super().__init__(path, **options)
+
+    monkeypatch.setattr(ruvllm, "Model", Spy)
+    flags = ["--kv", "f32", "--kv-budget", "64M", "--kv-tail", "128", "--kv-batch", "192"]
+    flags += ["--kv-fit", "round_robin", "--no-kv-rotate", "--no-share-prefix"]
+    want = {
+        "kv_type": "f32", "kv_budget": 64 << 20, "kv_tail": 128, "kv_batch": 192,
+        "kv_fit": "round_robin", "kv_rotate": False, "share_prefix": False, "kv_store": None,
+    }  # fmt: skip
+    assert here("run", PROMPT, *flags).out == REPLY + "\n"
+    assert here("chat", *flags, stdin=PROMPT.encode()).out == REPLY + "\n"
+    assert here("bench", *flags, "--pp", "2", "--tg", "2", "-r", "1").code == 0
+    env = {"RUVLLM_KV_BUDGET": "65536KiB", "RUVLLM_KV_FIT": "round_robin"}
+    assert here("run", PROMPT, env=env).out == REPLY + "\n"
+    seen = [{k: v for k, v in g.items() if k in want} for g in given]
+    assert seen[:3] == [want] * 3
+    assert seen[-1] == want | {
+        "kv_type": "auto", "kv_tail": 256, "kv_batch": 64, "kv_rotate": True, "share_prefix": True,
+    }  # fmt: skip
 
 
 def test_run_goes_on_until_the_context_is_full() -> None:

@@ -328,6 +328,20 @@ def test_witness_show() -> None:
     assert here("witness", "show", record(prompt_text=None)).code == 0
 
 
+def test_witness_replay_keeps_the_store() -> None:
+    model = GOLDEN / "models" / "llama-d256-q8_0.gguf"
+    store = ["--kv-store", "q4_0", "--kv-tail", "64", "--kv-batch", "128", "--no-kv-rotate"]
+    ran = here("run", model, "apple " * 60, *store, "--ignore-eos", "-n", "20", "--kv", "f32")
+    assert ran.code == 0, ran.err
+    (entry,) = entries()
+    assert entry.engine is not None and entry.n_prompt is not None and entry.n_prompt > 130
+    kept = {k: v for k, v in entry.engine.items() if k.startswith("kv_")}
+    assert kept == {
+        "kv_type": "f32", "kv_store": "q4_0", "kv_tail": 64, "kv_batch": 128, "kv_rotate": False,
+    }  # fmt: skip
+    assert here("witness", "replay", str(entry.id)).out == "same: all 20 tokens\n"
+
+
 def test_witness_replay() -> None:
     here("run", PROMPT, "-t", "1.5", "--ignore-eos", "-n", "20", "--kv", "f16", "--ctx", "24")
     (entry,) = entries()
