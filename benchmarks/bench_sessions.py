@@ -7,17 +7,14 @@ admitted  conversations of 1008 tokens of a random-weight model in the shape of 
           generate together.  One of them is computed; the others get its pages, byte for byte, from
           files that say they are of other tokens, as computing a million tokens takes an hour
 restore   one of 4096 tokens, from its file (which the system still has in memory) and computed
-          again from its transcript
-pages     one page of the pool, in C (page_alloc.c)"""
+          again from its transcript"""
 
 from __future__ import annotations
 
 import gc
 import random
-import shutil
 import statistics
 import struct
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -221,34 +218,10 @@ def bench_restore(path: Path, folder: str, n: int, rounds: int) -> Iterator[Figu
         talk.close()
 
 
-# -- pages --------------------------------------------------------------------------------------
-
-
-def bench_pages(n: int) -> Iterator[Figure]:
-    cc = shutil.which("cc")
-    if cc is None:
-        print("pages: left out: there is no compiler")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        sources = [ROOT / "benchmarks/page_alloc.c", ROOT / "csrc/kv/pages.c"]
-        sources += sorted((ROOT / "csrc/base").glob("*.c"))
-        command = [cc, "-std=gnu11", "-O2", f"-I{ROOT}/csrc", f"-I{ROOT}/kernels", "-pthread"]
-        command.append('-DRUVLLM_VERSION="bench"')
-        subprocess.run([*command, "-o", f"{folder}/a", *map(str, sources), "-lm"], check=True)
-        said = subprocess.run(
-            [f"{folder}/a", str(16 * 6528), str(n)], check=True, capture_output=True, text=True
-        )
-    for line in said.stdout.splitlines():
-        what, median, worst = line.split()
-        yield Figure(f"a page of the pool, {what}: median", float(median), "ns")
-        goal = {"goal": "< 1000", "holds": int(worst) < 1000} if what == "steady" else {}
-        yield Figure(f"a page of the pool, {what}: p99", float(worst), "ns", **goal)
-
-
 def main() -> None:
     p = options(__doc__)
     p.add_argument("--models", metavar="DIR", help="where lfm2-350m-q4_0.gguf is, or is made")
-    p.add_argument("--only", choices=("open", "admitted", "restore", "pages"))
+    p.add_argument("--only", choices=("open", "admitted", "restore"))
     args = p.parse_args()
     quick = args.quick
     figures: list[Figure] = []
@@ -263,7 +236,6 @@ def main() -> None:
             "restore": lambda: bench_restore(
                 path, f"{folder}/b", 1024 if quick else 4096, 3 if quick else 9
             ),
-            "pages": lambda: bench_pages(10_000 if quick else 80_000),
         }
         for name, part in parts.items():
             if args.only in (None, name):

@@ -399,25 +399,32 @@ static rv_status take_section(file *f, void *p, size_t n, uint64_t *at, rv_err *
     return st;
 }
 
-static rv_kv_need pages_of(const file *f) {
+/* Where the sequence will have a snapshot of its state: that of the file, or the last position if a
+ * page ends there, as when it grew to there by itself; 0: nowhere. */
+static size_t snapshot_at(const rv_kv_cache *c, const file *f) {
+    if (f->f.snapshot || !c->f.state_bytes) return (size_t)f->f.snapshot;
+    return f->f.n_tokens % RV_PAGE_TOKENS ? 0 : (size_t)f->f.n_tokens;
+}
+
+static rv_kv_need pages_of(const rv_kv_cache *c, const file *f) {
     rv_kv_need need = {0};
     for (size_t i = 0; i < f->n_entries; i++)
         for (int k = HOT; k <= COLD; k++) need.n[k] += f->has[i] >> k & 1;
-    need.n[STATE] = f->f.snapshot != 0;
+    need.n[STATE] = snapshot_at(c, f) != 0;
     return need;
 }
 
 /* Pages for all of it, which nobody else can see yet. */
 static rv_status take_pages(rv_kv *kv, const file *f, size_t need[RV_PAGE_CLASSES], rv_err *err) {
     rv_kv_cache *c = kv->c;
+    const size_t snapshot = snapshot_at(c, f);
     rv_pages_stats s;
     bool ok = rv_pages_fits(c->pages, need);
     for (size_t i = 0; ok && i < f->n_entries; i++)
         for (int k = HOT; ok && k <= COLD; k++)
             if (f->has[i] >> k & 1) ok = (kv->e[i].page[k] = rv_kv_take(c, k, need)) != 0;
-    if (ok && f->f.snapshot)
-        ok = (kv->e[f->f.snapshot / RV_PAGE_TOKENS - 1].page[STATE] = rv_kv_take(c, STATE, need)) !=
-             0;
+    if (ok && snapshot)
+        ok = (kv->e[snapshot / RV_PAGE_TOKENS - 1].page[STATE] = rv_kv_take(c, STATE, need)) != 0;
     rv_pages_get_stats(c->pages, &s);
     if (ok) return RV_OK;
     return rv_fail(err, RV_EFULL, "%s: no room for its %zu positions, %llu of %llu bytes are held",
@@ -446,11 +453,12 @@ static rv_status read_pages(rv_kv *kv, file *f, float *state, rv_err *err) {
         }
     }
     if (st == RV_OK && state) st = take_section(f, state, c->f.state_bytes, &at, err);
-    if (st == RV_OK && f->f.snapshot) {
-        const rv_page page = kv->e[f->f.snapshot / RV_PAGE_TOKENS - 1].page[STATE];
-        st = take_section(f, rv_pages_at(c->pages, page), c->f.state_bytes, &at, err);
-    }
-    return st;
+    const size_t snapshot = snapshot_at(c, f);
+    if (st != RV_OK || !snapshot) return st;
+    void *to = rv_pages_at(c->pages, kv->e[snapshot / RV_PAGE_TOKENS - 1].page[STATE]);
+    if (f->f.snapshot) return take_section(f, to, c->f.state_bytes, &at, err);
+    memcpy(to, state, c->f.state_bytes);
+    return RV_OK;
 }
 
 /* The sequence has the pages: its counts, its tokens, and its place in the tree. */
@@ -464,7 +472,7 @@ static void settle(rv_kv *kv, const file *f) {
     while (kv->hot_lo && (f->has[kv->hot_lo - 1] & 1 << HOT)) kv->hot_lo--;
     for (kv->n_cold = 0; kv->n_cold < n && (f->has[kv->n_cold] & 1 << COLD);) kv->n_cold++;
     if (!kv->c->page_bytes[HOT]) kv->hot_lo = 0;
-    kv->rolling = (size_t)f->f.snapshot;
+    kv->rolling = snapshot_at(kv->c, f);
     rv_kv_publish(kv);
 }
 
@@ -482,7 +490,7 @@ static rv_status load(rv_kv *kv, file *f, rv_str tag, rv_err *err) {
         return rv_fail(err, RV_ENOMEM, "kv file: out of memory");
     }
     memset(kv->e, 0, f->n_entries * sizeof *kv->e);
-    rv_kv_need need = pages_of(f);
+    rv_kv_need need = pages_of(kv->c, f);
     rv_kv_cache_fits(c, &need); /* where it does not, others of the budget make room */
     pthread_mutex_lock(&c->lock);
     st = take_pages(kv, f, need.n, err);

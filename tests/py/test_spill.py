@@ -99,6 +99,23 @@ def test_turns_are_those_of_the_whole_text(
                 assert talk.tier == "cold" and files(tmp_path) == ["json", "json.kv"]
 
 
+@pytest.mark.parametrize(("file", "options"), KINDS)
+def test_a_short_turn_keeps_what_came_back(
+    golden: Path, tmp_path: Path, file: str, options: dict[str, Any]
+) -> None:
+    with (
+        ruvllm.Model(golden / "models" / file, **options, **OPEN) as m,
+        ruvllm.Engine(m, spill_dir=tmp_path) as engine,
+    ):
+        talk = engine.session("a")
+        talk.submit(ids(150, 1), **FREE).result(60)
+        talk.park()
+        for i in range(2):  # no page gets full
+            found = talk.submit([i], max_tokens=1, ignore_eos=True).result(60)
+            assert (found.cached_tokens, found.restored_tokens) == (160, 0 if i else 160)
+            assert talk.tier == "warm"
+
+
 def test_chat(model: ruvllm.Model, tmp_path: Path) -> None:
     with ruvllm.Engine(model, spill_dir=tmp_path) as engine:
         talk = engine.session(user_id="anna")
