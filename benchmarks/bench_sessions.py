@@ -28,7 +28,6 @@ from random_model import make
 import ruvllm
 from ruvllm.engine._transcript import Transcript
 
-ROOT = Path(__file__).parents[1]
 BUDGET = 8 << 30
 GREEDY: dict[str, Any] = {"ignore_eos": True, "seed": 0}
 
