@@ -46,6 +46,7 @@ Tier = Literal["hot", "warm", "cold", "evicted"]
 _log = logging.getLogger("ruvllm")
 _SLICE_S = 0.02  # of writing between two steps
 _PIECE = 4 << 20  # bytes at once
+_PAGE_TOKENS = 16
 _RETRY_S = 5.0  # after an error, before something is parked unasked
 _USELESS = (FormatError, UnsupportedError, NotFoundError)  # such a file will be no better later
 
@@ -69,7 +70,8 @@ class Talk:
         self.request: Request | None = None  # of the turn under way
         self.busy = self.closed = False
         self.last_used = 0.0
-        self.n_evicted = self.n_evictable = 0  # pages of the tree, when the last turn ended
+        # Pages of the tree when the last turn ended: gone, and to go before its own.
+        self.n_evicted = self.n_evictable = 0
 
 
 class _Order:
@@ -210,7 +212,8 @@ class Talks:
             if self.folder is None or talk.closed or not talk.tokens or model is None:
                 return
             kv = model.kv_stats()
-            talk.n_evicted, talk.n_evictable = kv["n_evicted"], kv["n_evictable"]
+            talk.n_evicted = kv["n_evicted"]
+            talk.n_evictable = max(0, kv["n_evictable"] - len(talk.tokens) // _PAGE_TOKENS)
             self._warm[talk.id] = talk
 
     def restore(self, talk: Talk) -> tuple[bytes, int] | None:
@@ -339,10 +342,11 @@ class Talks:
 
     def _is_crowded(self, talk: Talk) -> bool:
         assert self._model is not None
-        kv = self._model.kv_stats()
-        budget = kv["budget_bytes"]
+        kv, memory = self._model.kv_stats(), self._model.memory()
+        assert memory is not None  # it generates
+        budget, others = kv["budget_bytes"], memory.stats()["used"] - kv["held_bytes"]
         cushion = max(budget // 32, min(self._step_bytes, budget // 4))
-        if budget - kv["used_bytes"] >= cushion:
+        if budget - kv["used_bytes"] - others >= cushion:
             return False
         return kv["n_evicted"] - talk.n_evicted >= talk.n_evictable // 2
 

@@ -226,6 +226,19 @@ def test_idle_ones_are_parked(model: ruvllm.Model, tmp_path: Path) -> None:
         assert [t.tier for t in talks] == ["cold"] * 3
 
 
+def test_memory_of_others_counts(plain: ruvllm.Model, tmp_path: Path) -> None:
+    pool = ruvllm.MemoryPool(budget := plain.info.kv_bytes_per_token * 2000)
+    m = ruvllm.Model(memory=pool, **OPEN)
+    with ruvllm.Engine(m, spill_dir=tmp_path) as engine:
+        talk, other = engine.session("a"), engine.session("b")
+        talk.submit(ids(50, 1), **FREE).result(60)
+        assert talk.tier == "warm"
+        block = pool.allocate(ruvllm.RouterWeights(version=1), budget * 9 // 10)
+        other.submit(ids(50, 2), **FREE).result(60)
+        until(lambda: talk.tier == "cold")
+        del block  # it counted until here
+
+
 def test_the_coldest_files_go_first(plain: ruvllm.Model, tmp_path: Path) -> None:
     m = ruvllm.Model(**OPEN)
     with ruvllm.Engine(m, spill_dir=tmp_path / "a") as engine:
