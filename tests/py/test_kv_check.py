@@ -224,10 +224,11 @@ def test_what_is_unchecked_is_said_once(tmp_path: Path, caplog: pytest.LogCaptur
     other.write_bytes(MODEL.read_bytes()[:-1] + b"\1")  # the same size
     remember(other, "q4_0", 9)
     for _ in range(2):
-        assert ruvllm.Model(kv_store="q4_0", witness=False).info.kv_gate == "unchecked"
+        model = ruvllm.Model(kv_store="q4_0", witness=False)
+        assert model.info.kv_gate == "unchecked"
     assert [r.getMessage() for r in caplog.records] == [
-        f"kv_store: what q4_0 costs {MODEL} is unchecked; "
-        f"ruvllm kv-check {MODEL} --store q4_0 tries it"
+        f"kv_store: what q4_0 costs {model.path} is unchecked; "
+        f"ruvllm kv-check {model.path} --store q4_0 tries it"
     ]
     m = ruvllm.Model(kv_store="q4_0", kv_rotate=False, kv_gate=False, witness=False)
     assert m.info.kv_gate == "unchecked" and len(caplog.records) == 1
