@@ -132,13 +132,13 @@ rv_status rv_budget_join(rv_budget_member **out, rv_budget *b, const char *name,
 
 void rv_budget_leave(rv_budget_member **pm) {
     rv_budget_member *m = *pm;
-    *pm = NULL;
     if (!m) return;
     rv_budget *b = m->b;
     const bool own = inside(m);
     pthread_mutex_lock(&b->lock);
     m->leaving = true;
     while (m->busy && !own) pthread_cond_wait(&b->quiet, &b->lock);
+    *pm = NULL; /* not before: its function may have read it there */
     pthread_mutex_unlock(&b->lock);
     rv_budget_give(m, atomic_load(&m->held));
     if (m->tell) atomic_fetch_sub(&b->n_watches, 1);
