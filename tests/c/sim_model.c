@@ -60,7 +60,7 @@ static void write_cell(const sim *s, rv_kv *kv, size_t pos, cell c) {
     }
     float x[4][SIM_DIM];
     for (int w = 0; w < 4; w++)
-        for (int i = 0; i < SIM_DIM; i++) x[w][i] = c.word[w] >> i & 1 ? 1.0f : -1.0f;
+        for (int i = 0; i < SIM_DIM; i++) x[w][i] = (float)(c.word[w] >> i & 1) * 2.0f - 1.0f;
     rv_kv_write(kv, 0, 0, pos, 1, x[0], x[1], SIM_DIM);
     rv_kv_write(kv, 0, 1, pos, 1, x[2], x[3], SIM_DIM);
 }
