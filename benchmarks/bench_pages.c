@@ -158,7 +158,7 @@ static double ns_per_token(rv_kv_cache *c, size_t step, uint64_t *r) {
         for (size_t k = 0; k < PROMPT; k++) tok[k] = (int32_t)(next_random(r) & 0xffff);
         rv_kv *kv;
         const uint64_t from = rv_now_ns();
-        check(rv_kv_new(&kv, c, NULL, 0, NULL) == RV_OK, "no sequence");
+        check(rv_kv_new(&kv, c, NULL, NULL) == RV_OK, "no sequence");
         rv_kv_match(kv, tok, PROMPT);
         while (rv_kv_len(kv) < PROMPT) {
             check(rv_kv_reserve(kv, step, NULL, NULL) == RV_OK, "no room");

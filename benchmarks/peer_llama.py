@@ -6,6 +6,7 @@ re-packed at load) but the sizes and threads asked for.  Batches are filled befo
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import sys
 import time
@@ -164,6 +165,22 @@ class Engine:
             seconds += time.perf_counter() - t
         return seconds
 
+    def logits(self, path: str, ids: list[int]) -> str:
+        """Of every token: float32 in base64.  Keys and values in F32, no flash attention."""
+        self.load(path)
+        p = self.api.llama_context_default_params()
+        p.n_ctx, p.n_batch, p.n_ubatch = UBATCH, UBATCH, UBATCH
+        p.n_threads = p.n_threads_batch = 1
+        p.type_k = p.type_v = self.api.GGML_TYPE_F32
+        p.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.make_context(p)
+        self.fill(ids)
+        for i in range(len(ids)):
+            self.batch.logits[i] = True
+        self.run()
+        rows = self.api.llama_get_logits(self.context)
+        return base64.b64encode(ctypes.string_at(rows, 4 * self.n_vocab * len(ids))).decode()
+
     def embed(self, n_texts: int, n_tokens: int) -> float:
         seconds, at_once = 0.0, min(TEXTS, UBATCH // n_tokens)
         for first in range(0, n_texts, at_once):
@@ -197,6 +214,7 @@ if __name__ == "__main__":
         "tg",
         "more",
         "pace",
+        "logits",
         "embed",
         "open_encoder",
         "open_batch",

@@ -40,6 +40,9 @@ class Shape:
 _LFM2_ATTN = (2, 5, 8, 10, 12, 14)
 SHAPES = {
     "tiny": Shape("llama", 2, 64, 4, 2, 128, 512, 512, head_dim=16),
+    "small-llama": Shape("llama", 8, 256, 4, 2, 512, 512, 512),
+    "small-qwen3": Shape("qwen3", 8, 256, 4, 2, 512, 512, 512),
+    "small-lfm2": Shape("lfm2", 8, 256, 4, 2, 512, 512, 512, attn_layers=(2, 5, 7)),
     "llama-350m": Shape("llama", 24, 1024, 16, 8, 2816, 65536, 32768),
     "llama-1b": Shape("llama", 16, 2048, 32, 8, 8192, 128256, 131072),
     "llama-100m": Shape("llama", 8, 768, 12, 4, 2048, 50304, 8192),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ruvllm.engine.conversation import Conversation
     from ruvllm.engine.convert import convert
     from ruvllm.engine.kv_check import KVCheck, check_kv
+    from ruvllm.engine.kv_policy import KVRule
     from ruvllm.engine.memory import (
         KvCache,
         LoraAdapter,
@@ -73,6 +74,7 @@ _HOME = {
     "ruvllm.engine.conversation": ("Conversation",),
     "ruvllm.engine.convert": ("convert",),
     "ruvllm.engine.kv_check": ("KVCheck", "check_kv"),
+    "ruvllm.engine.kv_policy": ("KVRule",),
     "ruvllm.engine.memory": (
         "KvCache",
         "LoraAdapter",
@@ -111,6 +113,7 @@ __all__ = [
     "KVCheck",
     "KVLayer",
     "KVPage",
+    "KVRule",
     "KVStats",
     "KvCache",
     "LoraAdapter",

@@ -263,6 +263,7 @@ class Engine:
         salt: bytes,
         restore: bytes | None = None,
         n_restore: int = 0,
+        kv_tail: int = 0,
         /,
     ) -> int:
         """Queue a request; its id, which is greater than any before.
@@ -270,6 +271,7 @@ class Engine:
         allow: mask of the first choice, as Sampler.sample takes it.  priority: 0 low .. 3 critical.
         deadline_ms: from now, 0: none.  salt: only requests of one salt share prefixes.
         restore: path of a file of ``park`` with n_restore tokens of the same beginning.
+        kv_tail: newest positions that stay out of the store, a multiple of 64; 0: the model's.
         Raises ArgumentError; FullError when the queue is full or the request can never fit.
         """
 
@@ -294,7 +296,9 @@ class Engine:
         """n_waiting, n_running, n_steps, n_rows, n_tokens, n_submitted, n_refused, n_finished,
         n_cancelled, n_preempted, n_prompt, n_cached (int); step_ms, rows_per_step (float)."""
 
-    def park(self, path: bytes, tokens: Sequence[int] | _Buffer, salt: bytes, /) -> tuple[int, int]:
+    def park(
+        self, path: bytes, tokens: Sequence[int] | _Buffer, salt: bytes, kv_tail: int = 0, /
+    ) -> tuple[int, int]:
         """Begin to write what the cache has of these tokens; in the thread that steps.
 
         Returns how many of them, and the bytes of the file; 0: nothing is there or written.
@@ -305,10 +309,10 @@ class Engine:
     def park_more(self, n_bytes: int, /) -> bool:
         """Write about so much more; whether the file is there.  An error leaves none."""
 
-    def peek(self, tokens: Sequence[int] | _Buffer, salt: bytes, /) -> int:
+    def peek(self, tokens: Sequence[int] | _Buffer, salt: bytes, kv_tail: int = 0, /) -> int:
         """How many of the tokens a request would find in the cache."""
 
-    def forget(self, tokens: Sequence[int] | _Buffer, salt: bytes, /) -> int:
+    def forget(self, tokens: Sequence[int] | _Buffer, salt: bytes, kv_tail: int = 0, /) -> int:
         """Free what the cache keeps of these tokens and of no other continuation; 0."""
 
     def close(self) -> None:

@@ -36,9 +36,8 @@ typedef struct request {
     uint32_t *spare;  /* memory for one, or NULL */
     rv_sampled drawn; /* by the last draw; its tops are the sampler's */
     rv_err err;
-    uint8_t *identity; /* [n_identity] of the cache, or NULL */
-    size_t n_identity;
-    char *restore; /* file with its beginning, until it is admitted */
+    rv_kv_scope scope; /* owns its identity */
+    char *restore;     /* file with its beginning, until it is admitted */
     size_t n_restored;
     rv_err lost; /* why what was on disk was of no use */
 } request;
@@ -73,13 +72,18 @@ static size_t mask_bytes(const rv_engine *e) {
     return ((size_t)e->m->info.n_vocab + 31) / 32 * 4;
 }
 
+static void free_scope(rv_kv_scope *s) {
+    rv_free((void *)(uintptr_t)s->identity);
+    *s = (rv_kv_scope){0};
+}
+
 static void request_free(request *r) {
     if (!r) return;
     rv_sampler_free(&r->sampler);
     rv_free(r->stop_ids);
     rv_free(r->mask);
     rv_free(r->spare);
-    rv_free(r->identity);
+    free_scope(&r->scope);
     rv_free(r->restore);
     rv_free(r);
 }
@@ -260,7 +264,7 @@ static request *live(rv_engine *e, uint64_t id) {
 }
 
 static rv_str identity_in(const request *r) {
-    return (rv_str){(const char *)r->identity, r->n_identity};
+    return (rv_str){r->scope.identity, r->scope.n};
 }
 
 static rv_status swap_out(void *ctx, uint64_t id, rv_kv *kv, const int32_t *tok, rv_err *err) {
@@ -405,18 +409,23 @@ static rv_status check_request(const rv_engine *e, const rv_engine_request *q, r
     return rv_model_check_ids(e->m, q->tok, q->n, err);
 }
 
-/* Parts of an identity: tag, length in 8 bytes, content.  *out is NULL when there is none. */
-static rv_status identity_of(rv_str salt, uint8_t **out, size_t *n, rv_err *err) {
-    *out = NULL;
-    *n = 0;
+/* The cache's scope.  Its identity is made of parts: tag, length in 8 bytes, content. */
+static rv_status scope_of(const rv_engine *e, const rv_scope *s, rv_kv_scope *out, rv_err *err) {
+    const rv_kv_format *f = rv_kv_cache_format(e->m->kv);
+    const rv_str salt = s->salt;
+    *out = (rv_kv_scope){0};
+    if (s->kv_tail < 0 || s->kv_tail % RV_KV_BLOCK)
+        return rv_fail(err, RV_EARG, "kv_tail: is %d, want a multiple of %d", s->kv_tail,
+                       RV_KV_BLOCK);
+    if (f->store != RV_KV_AUTO && (size_t)s->kv_tail != f->tail) out->tail = (size_t)s->kv_tail;
     if (salt.n == 0) return RV_OK;
     uint8_t *p = rv_malloc(9 + salt.n);
     if (!p) return rv_fail(err, RV_ENOMEM, "request: out of memory");
     p[0] = IDENTITY_SALT;
     for (int i = 0; i < 8; i++) p[1 + i] = (uint8_t)((uint64_t)salt.n >> (8 * i));
     memcpy(p + 9, salt.p, salt.n);
-    *out = p;
-    *n = 9 + salt.n;
+    out->identity = p;
+    out->n = 9 + salt.n;
     return RV_OK;
 }
 
@@ -447,13 +456,12 @@ rv_status rv_engine_submit(rv_engine *e, const rv_engine_request *q, uint64_t *i
     rv_status st = check_process(e, err);
     if (st == RV_OK) st = check_request(e, q, err);
     if (st == RV_OK) st = request_new(e, q, &r, err);
-    if (st == RV_OK) st = identity_of(q->salt, &r->identity, &r->n_identity, err);
+    if (st == RV_OK) st = scope_of(e, &q->scope, &r->scope, err);
     if (st == RV_OK && q->restore && !(r->restore = rv_strndup(q->restore, strlen(q->restore))))
         st = rv_fail(err, RV_ENOMEM, "request: out of memory");
     if (st == RV_OK) {
         const uint64_t now = now_ms(), most = UINT64_MAX - now;
-        s.identity = r->identity;
-        s.n_identity = r->n_identity;
+        s.scope = r->scope;
         s.n_saved = q->restore ? q->n_restore : 0;
         s.user = r;
         if (q->deadline_ms) s.deadline_ms = now + RV_MIN(q->deadline_ms, most);
@@ -541,23 +549,20 @@ void rv_engine_get_stats(rv_engine *e, rv_engine_stats *out) {
 
 /* ---- conversations between their requests ---- */
 
-rv_status rv_engine_park(rv_engine *e, const char *path, rv_str salt, const int32_t *tok, size_t n,
-                         size_t *n_kept, uint64_t *n_bytes, rv_err *err) {
+rv_status rv_engine_park(rv_engine *e, const char *path, const rv_scope *scope, const int32_t *tok,
+                         size_t n, size_t *n_kept, uint64_t *n_bytes, rv_err *err) {
     rv_err_clear(err);
     *n_kept = 0;
     *n_bytes = 0;
-    uint8_t *identity = NULL;
-    size_t n_id = 0;
+    rv_kv_scope kv = {0};
     if (!e->spill)
         return rv_fail(err, RV_EUNSUPPORTED, "park: the engine was made without a spill_dir");
     rv_status st = enter(e, err);
     if (st != RV_OK) return st;
-    st = identity_of(salt, &identity, &n_id, err);
-    if (st == RV_OK)
-        st = rv_spill_park(e->spill, path, (rv_str){(const char *)identity, n_id}, tok, n, n_kept,
-                           n_bytes, err);
+    st = scope_of(e, scope, &kv, err);
+    if (st == RV_OK) st = rv_spill_park(e->spill, path, &kv, tok, n, n_kept, n_bytes, err);
     atomic_store(&e->stepping, false);
-    rv_free(identity);
+    free_scope(&kv);
     return st;
 }
 
@@ -572,26 +577,25 @@ rv_status rv_engine_park_more(rv_engine *e, uint64_t n_bytes, bool *done, rv_err
     return st;
 }
 
-rv_status rv_engine_peek(rv_engine *e, rv_str salt, const int32_t *tok, size_t n, size_t *out,
-                         rv_err *err) {
+rv_status rv_engine_peek(rv_engine *e, const rv_scope *scope, const int32_t *tok, size_t n,
+                         size_t *out, rv_err *err) {
     rv_err_clear(err);
     *out = 0;
-    uint8_t *identity = NULL;
-    size_t n_id = 0;
+    rv_kv_scope kv = {0};
     rv_status st = check_process(e, err);
-    if (st == RV_OK) st = identity_of(salt, &identity, &n_id, err);
-    if (st == RV_OK) *out = rv_kv_peek(e->m->kv, identity, n_id, tok, n);
-    rv_free(identity);
+    if (st == RV_OK) st = scope_of(e, scope, &kv, err);
+    if (st == RV_OK) *out = rv_kv_peek(e->m->kv, &kv, tok, n);
+    free_scope(&kv);
     return st;
 }
 
-rv_status rv_engine_forget(rv_engine *e, rv_str salt, const int32_t *tok, size_t n, rv_err *err) {
+rv_status rv_engine_forget(rv_engine *e, const rv_scope *scope, const int32_t *tok, size_t n,
+                           rv_err *err) {
     rv_err_clear(err);
-    uint8_t *identity = NULL;
-    size_t n_id = 0;
+    rv_kv_scope kv = {0};
     rv_status st = check_process(e, err);
-    if (st == RV_OK) st = identity_of(salt, &identity, &n_id, err);
-    if (st == RV_OK) rv_kv_forget(e->m->kv, identity, n_id, tok, n);
-    rv_free(identity);
+    if (st == RV_OK) st = scope_of(e, scope, &kv, err);
+    if (st == RV_OK) rv_kv_forget(e->m->kv, &kv, tok, n);
+    free_scope(&kv);
     return st;
 }

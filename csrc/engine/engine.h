@@ -67,7 +67,7 @@ rv_status rv_spill_in(const rv_spill *s, const char *path, uint64_t request, rv_
                       rv_kv *kv, const int32_t *tok, size_t n, rv_err *err);
 void rv_spill_drop(const rv_spill *s, uint64_t request);
 /* As rv_engine_park and so on. */
-rv_status rv_spill_park(rv_spill *s, const char *path, rv_str identity, const int32_t *tok,
+rv_status rv_spill_park(rv_spill *s, const char *path, const rv_kv_scope *scope, const int32_t *tok,
                         size_t n, size_t *n_kept, uint64_t *n_bytes, rv_err *err);
 rv_status rv_spill_park_more(rv_spill *s, uint64_t n_bytes, bool *done, rv_err *err);
 

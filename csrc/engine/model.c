@@ -318,6 +318,8 @@ void rv_model_get_kv_stats(const rv_model *m, rv_kv_stats *out) {
         out->n_pages_free += s.pages.n_free[i];
     }
     out->n_evictable = s.prefix.n_evictable;
+    for (int k = 0; k < RV_KEEP_N; k++)
+        out->evictable_bytes += s.pages.n_spare[k] * rv_kv_cache_page_bytes(m->kv, k);
     out->n_evicted = s.prefix.n_evicted;
     out->n_nodes = s.prefix.n_nodes;
     out->n_sequences = s.n_sequences;

@@ -38,8 +38,6 @@ rv_status rv_sched_new(rv_sched **out, rv_kv_cache *cache, const rv_sched_backen
     s->cache = cache;
     s->b = *b;
     s->o = *o;
-    const rv_kv_format *f = rv_kv_cache_format(cache);
-    if (f->store != RV_KV_AUTO) s->o.max_chunk = RV_MIN(s->o.max_chunk, f->tail);
     s->run = rv_calloc(o->max_running, sizeof(rv_req *));
     s->tmp = rv_calloc(o->max_running, sizeof(rv_req *));
     s->rows = rv_calloc(o->max_running, sizeof *s->rows);
@@ -88,15 +86,18 @@ static rv_status check_request(const rv_sched *s, const rv_sched_request *r, rv_
     if (r->max_tokens < 1) return rv_fail(err, RV_EARG, "request: max_tokens is 0");
     if ((unsigned)r->priority > RV_PRIORITY_CRITICAL)
         return rv_fail(err, RV_EARG, "request: priority %d, want 0 .. 3", (int)r->priority);
-    if (!r->identity && r->n_identity)
-        return rv_fail(err, RV_EARG, "request: an identity of %zu bytes is NULL", r->n_identity);
+    if (!r->scope.identity && r->scope.n)
+        return rv_fail(err, RV_EARG, "request: an identity of %zu bytes is NULL", r->scope.n);
+    if (r->scope.tail % RV_KV_BLOCK)
+        return rv_fail(err, RV_EARG, "request: a tail of %zu, want a multiple of %d", r->scope.tail,
+                       RV_KV_BLOCK);
     if (r->n >= s->o.n_ctx)
         return rv_fail(err, RV_EFULL, "request: %zu tokens and one to come, the context has %zu",
                        r->n, s->o.n_ctx);
     if (r->n_saved && !s->b.swap_in)
         return rv_fail(err, RV_EARG, "request: %zu saved tokens, the backend brings none back",
                        r->n_saved);
-    const size_t limit = rv_sched_limit(s);
+    const size_t limit = rv_sched_limit(s, r->scope.tail);
     if (r->n >= limit)
         return rv_fail(err, RV_EFULL, "request: %zu tokens and one to come, the cache holds %zu",
                        r->n, limit);
@@ -109,15 +110,16 @@ static rv_req *copy_request(const rv_sched *s, const rv_sched_request *from) {
     void *tok = NULL;
     const bool ok = rv_grow(&tok, &r->cap_tok, from->n + 1, sizeof *r->tok);
     r->tok = tok;
-    if (from->n_identity) r->identity = rv_strndup(from->identity, from->n_identity);
-    if (!ok || (from->n_identity && !r->identity)) {
+    r->scope.tail = from->scope.tail;
+    if (from->scope.n) r->scope.identity = rv_strndup(from->scope.identity, from->scope.n);
+    if (!ok || (from->scope.n && !r->scope.identity)) {
         rv_req_free(r);
         return NULL;
     }
     memcpy(r->tok, from->tok, from->n * sizeof *r->tok);
     r->n_tok = r->n_prompt = from->n;
     r->max_tokens = RV_MIN(from->max_tokens, s->o.n_ctx - from->n);
-    r->n_identity = from->n_identity;
+    r->scope.n = from->scope.n;
     r->n_saved = RV_MIN(from->n_saved, from->n - 1);
     r->priority = from->priority;
     r->deadline_ms = from->deadline_ms;

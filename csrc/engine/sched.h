@@ -93,8 +93,7 @@ typedef struct rv_sched_request {
     rv_priority priority;
     uint64_t tenant;      /* for fair share */
     uint64_t deadline_ms; /* of the caller's clock; 0: none */
-    const void *identity; /* of the cache, see rv_kv_new; copied */
-    size_t n_identity;
+    rv_kv_scope scope;    /* copied */
     size_t n_saved; /* tokens at its beginning that the backend can bring back; all of it but the
                        last at most */
     void *user;

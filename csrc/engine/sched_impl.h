@@ -72,9 +72,8 @@ typedef struct rv_req {
     uint64_t cost;        /* next in rank; what of the policy is a matter of the request alone */
 
     void *user;
-    void *identity;
-    size_t n_identity;
-    int32_t *tok; /* [n_tok] prompt and what was generated */
+    rv_kv_scope scope; /* owns its identity */
+    int32_t *tok;      /* [n_tok] prompt and what was generated */
     size_t n_tok, cap_tok, n_prompt, max_tokens;
     rv_kv *kv;        /* while it runs */
     size_t n_rows;    /* in the step that is planned */
@@ -93,7 +92,7 @@ typedef struct rv_req {
 struct rv_sched {
     rv_kv_cache *cache;
     rv_sched_backend b;
-    rv_sched_opts o; /* max_chunk no longer than the cache takes at once */
+    rv_sched_opts o;
 
     pthread_mutex_t lock;
     rv_table requests, tenants;
@@ -109,7 +108,7 @@ struct rv_sched {
     rv_sched_rows *rows; /* [max_running] */
     rv_req **row_of;     /* [max_running] */
     size_t n_groups;
-    size_t limit;          /* most tokens of a request: n_ctx, or what an empty cache holds */
+    size_t limit;          /* rv_sched_limit of the format's tail */
     size_t n_left;         /* rows that the step may still have */
     size_t n_stay;         /* of run: still running */
     size_t i_worst;        /* nobody at run[i_worst] or behind is a victim */
@@ -151,7 +150,8 @@ void rv_sched_begin(rv_sched *s, uint64_t now_ms); /* cancelled and late ones en
 rv_status rv_sched_plan(rv_sched *s, rv_err *err);
 rv_status rv_sched_compute(rv_sched *s, uint64_t *backend_ns, rv_err *err);
 void rv_sched_compact(rv_sched *s); /* run: those that run */
-size_t rv_sched_limit(const rv_sched *s);
+/* Most tokens of a request with that tail: n_ctx, or what an empty cache holds. */
+size_t rv_sched_limit(const rv_sched *s, size_t tail);
 void rv_req_free(rv_req *r);
 
 #endif

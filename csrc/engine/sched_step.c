@@ -18,13 +18,23 @@ static size_t full_pages(size_t n) {
     return n / RV_PAGE_TOKENS * RV_PAGE_TOKENS;
 }
 
-size_t rv_sched_limit(const rv_sched *s) {
-    return RV_MIN(s->o.n_ctx, rv_kv_cache_capacity(s->cache));
+size_t rv_sched_limit(const rv_sched *s, size_t tail) {
+    return RV_MIN(s->o.n_ctx, rv_kv_cache_capacity(s->cache, tail));
+}
+
+static size_t limit_of(const rv_sched *s, const rv_req *r) {
+    return r->scope.tail ? rv_sched_limit(s, r->scope.tail) : s->limit;
+}
+
+/* Rows that a running request can have in this step. */
+static size_t rows_for(const rv_sched *s, const rv_req *r) {
+    const size_t most = RV_MIN(s->o.max_chunk, rv_kv_most(r->kv));
+    return RV_MIN(RV_MIN(rv_req_left(r), most), s->n_left);
 }
 
 void rv_req_free(rv_req *r) {
     rv_kv_free(&r->kv);
-    rv_free(r->identity);
+    rv_free((void *)(uintptr_t)r->scope.identity);
     rv_free(r->tok);
     rv_free(r);
 }
@@ -101,7 +111,7 @@ void rv_sched_begin(rv_sched *s, uint64_t now_ms) {
         end(s, list, list->ask, RV_OK, true);
     }
     rv_sched_compact(s);
-    s->limit = rv_sched_limit(s);
+    s->limit = rv_sched_limit(s, 0);
 }
 
 /* ---- rows for those that run ---- */
@@ -155,9 +165,8 @@ static rv_status give_rows(rv_sched *s, bool generating, rv_err *err) {
     for (size_t i = 0; st == RV_OK && s->n_left > 0 && i < s->n_run; i++) {
         rv_req *r = s->run[i];
         if (r->state != RV_REQ_RUNNING || r->posted) continue;
-        const size_t left = rv_req_left(r);
-        if ((left == 1) != generating) continue;
-        st = give(s, r, RV_MIN(RV_MIN(left, s->o.max_chunk), s->n_left), err);
+        if ((rv_req_left(r) == 1) != generating) continue;
+        st = give(s, r, rows_for(s, r), err);
     }
     return st;
 }
@@ -166,13 +175,17 @@ static rv_status give_rows(rv_sched *s, bool generating, rv_err *err) {
 
 /* How long r may get before somebody else comes in. */
 static size_t promised_len(const rv_sched *s, const rv_req *r) {
-    const size_t most = RV_MIN(r->n_prompt + r->max_tokens, s->limit);
+    const size_t most = RV_MIN(r->n_prompt + r->max_tokens, limit_of(s, r));
     const size_t n = r->n_tok + (r->kv ? RV_PAGE_TOKENS : 0);
     return RV_MAX(rv_req_protected(s, r) ? most : RV_MIN(n, most), r->n_tok);
 }
 
 static void promise(const rv_sched *s, const rv_req *r, rv_kv_need *sum) {
-    rv_kv_need_add(s->cache, r->kv, promised_len(s, r), sum);
+    rv_kv_need_add(s->cache, r->kv, r->scope.tail, promised_len(s, r), sum);
+}
+
+static bool same_scope(const rv_kv_scope *a, const rv_kv_scope *b) {
+    return a->n == b->n && a->tail == b->tail && (!a->n || !memcmp(a->identity, b->identity, a->n));
 }
 
 /* A running request computes the next page that r would have to: r finds it if it waits. */
@@ -180,9 +193,8 @@ static bool in_the_making(const rv_sched *s, const rv_req *r) {
     for (size_t i = 0; s->o.await_prefix && i < s->n_run; i++) {
         const rv_req *q = s->run[i];
         const size_t page_end = (rv_kv_len(q->kv) / RV_PAGE_TOKENS + 1) * RV_PAGE_TOKENS;
-        if (q->n_identity == r->n_identity && q->n_tok >= page_end && r->n_tok > page_end &&
-            memcmp(q->tok, r->tok, page_end * sizeof *r->tok) == 0 &&
-            (!r->n_identity || memcmp(q->identity, r->identity, r->n_identity) == 0))
+        if (same_scope(&q->scope, &r->scope) && q->n_tok >= page_end && r->n_tok > page_end &&
+            memcmp(q->tok, r->tok, page_end * sizeof *r->tok) == 0)
             return true;
     }
     return false;
@@ -191,10 +203,10 @@ static bool in_the_making(const rv_sched *s, const rv_req *r) {
 /* A sequence for r with what there is of it; NULL: out of memory. */
 static rv_kv *open_sequence(rv_sched *s, rv_req *r) {
     rv_kv *kv;
-    if (rv_kv_new(&kv, s->cache, r->identity, r->n_identity, NULL) != RV_OK) return NULL;
+    if (rv_kv_new(&kv, s->cache, &r->scope, NULL) != RV_OK) return NULL;
     if (r->n_saved) {
         /* Pages that are still in the cache are shared; those brought back are its own. */
-        const size_t kept = rv_kv_peek(s->cache, r->identity, r->n_identity, r->tok, r->n_tok);
+        const size_t kept = rv_kv_peek(s->cache, &r->scope, r->tok, r->n_tok);
         if (kept < full_pages(r->n_saved)) {
             s->b.swap_in(s->b.ctx, r->entry.key, kv, r->tok, r->n_saved);
             s->brought = true;
@@ -229,7 +241,7 @@ static void come_in(rv_sched *s, rv_req *r, rv_kv *kv) {
 /* Whether r fits beside what others are promised, in kv or, NULL, in a new sequence. */
 static bool fits(rv_sched *s, const rv_req *r, const rv_kv *kv, const rv_kv_need *promised) {
     rv_kv_need sum = *promised;
-    rv_kv_need_add(s->cache, kv, promised_len(s, r), &sum);
+    rv_kv_need_add(s->cache, kv, r->scope.tail, promised_len(s, r), &sum);
     const bool ok = rv_kv_cache_fits(s->cache, &sum);
     s->stuck = !ok && s->n_stay == 0;
     return ok;
@@ -238,7 +250,7 @@ static bool fits(rv_sched *s, const rv_req *r, const rv_kv *kv, const rv_kv_need
 /* Lets r in if there is room for it; *in says so. */
 static rv_status try_admit(rv_sched *s, rv_req *r, const rv_kv_need *promised, bool *in) {
     *in = false;
-    if (r->n_tok > s->limit) {
+    if (r->n_tok > limit_of(s, r)) {
         end(s, r, RV_FINISH_ERROR, RV_EFULL, false);
         return RV_OK;
     }
@@ -256,7 +268,7 @@ static rv_status try_admit(rv_sched *s, rv_req *r, const rv_kv_need *promised, b
     if (!ok) rv_kv_free(&kv);
     if (!ok && s->n_stay == 0 && fits(s, r, NULL, promised)) {
         /* What is found is in the way: alone it has room in any case. */
-        ok = rv_kv_new(&kv, s->cache, r->identity, r->n_identity, NULL) == RV_OK;
+        ok = rv_kv_new(&kv, s->cache, &r->scope, NULL) == RV_OK;
         if (!ok) return RV_ENOMEM;
     }
     if (!ok) return RV_OK;
@@ -297,7 +309,7 @@ static rv_status admit(rv_sched *s, rv_err *err) {
         }
         st = try_admit(s, r, &promised, &in);
         if (st != RV_OK || !in) break;
-        const size_t n = RV_MIN(RV_MIN(rv_req_left(r), s->o.max_chunk), s->n_left);
+        const size_t n = rows_for(s, r);
         if (!r->posted) st = rv_kv_reserve(r->kv, n, s->b.pool, NULL);
         if (st == RV_OK && !r->posted) {
             r->n_rows = n;
@@ -386,7 +398,7 @@ static void settle(rv_sched *s, rv_req *r, const rv_sched_rows *row) {
     if (!row->choose) return;
     r->tok[r->n_tok++] = row->token;
     r->event.token = row->token;
-    const bool full = r->n_tok - r->n_prompt >= r->max_tokens || r->n_tok >= s->limit;
+    const bool full = r->n_tok - r->n_prompt >= r->max_tokens || r->n_tok >= limit_of(s, r);
     const rv_finish why = row->end ? RV_FINISH_STOP : RV_FINISH_LENGTH;
     if (!(row->end || full) || !end(s, r, why, RV_OK, false)) post(s, r);
 }

@@ -34,7 +34,7 @@ rv_status rv_session_new(rv_session **out, rv_model *m, int32_t n_ctx, rv_err *e
     rv_status st = RV_OK;
     if (!s->logits || (state_bytes && !s->saved))
         st = rv_fail(err, RV_ENOMEM, "session: out of memory");
-    if (st == RV_OK) st = rv_kv_new(&s->kv, m->kv, NULL, 0, err);
+    if (st == RV_OK) st = rv_kv_new(&s->kv, m->kv, NULL, err);
     if (st != RV_OK) {
         rv_session_free(&s);
         return st;
@@ -175,9 +175,9 @@ rv_status rv_session_start(rv_session *s, const int32_t *tok, size_t n, size_t *
     const bool keeps = same == len || (same && rv_kv_truncate(s->kv, same, NULL) == RV_OK);
     if (same < len) s->has_logits = false;
     const size_t have = keeps ? same : 0;
-    if (!have || rv_kv_peek(s->m->kv, NULL, 0, tok, n) > have) {
+    if (!have || rv_kv_peek(s->m->kv, NULL, tok, n) > have) {
         rv_kv *kv;
-        st = rv_kv_new(&kv, s->m->kv, NULL, 0, err);
+        st = rv_kv_new(&kv, s->m->kv, NULL, err);
         if (st != RV_OK) return st;
         rv_kv_match(kv, tok, n);
         replace(s, kv);
@@ -223,7 +223,7 @@ rv_status rv_session_load(rv_session *s, const char *path, rv_str digest, const 
     rv_kv *kv = NULL;
     rv_status st = check_start(s, n, err);
     if (st == RV_OK) st = rv_spill_tag(s->m, digest, (rv_str){0}, &tag, &t, err);
-    if (st == RV_OK) st = rv_kv_new(&kv, s->m->kv, NULL, 0, err);
+    if (st == RV_OK) st = rv_kv_new(&kv, s->m->kv, NULL, err);
     if (st == RV_OK) st = rv_kv_load(kv, path, t, tok, n, err);
     rv_free(tag);
     if (st != RV_OK) {

@@ -130,14 +130,15 @@ void rv_spill_drop(const rv_spill *s, uint64_t request) {
 
 /* ---- conversations ---- */
 
-rv_status rv_spill_park(rv_spill *s, const char *path, rv_str identity, const int32_t *tok,
+rv_status rv_spill_park(rv_spill *s, const char *path, const rv_kv_scope *scope, const int32_t *tok,
                         size_t n, size_t *n_kept, uint64_t *n_bytes, rv_err *err) {
     *n_kept = 0;
     *n_bytes = 0;
     if (s->parked) return rv_fail(err, RV_ESTATE, "engine: parks another sequence");
-    rv_status st = rv_kv_new(&s->parked, s->m->kv, identity.p, identity.n, err);
+    rv_status st = rv_kv_new(&s->parked, s->m->kv, scope, err);
     if (st != RV_OK) return st;
     const size_t len = rv_kv_match(s->parked, tok, n);
+    const rv_str identity = {scope->identity, scope->n};
     if (len) st = write_to(s, s->parked, path, identity, &s->writer, err);
     if (len && st == RV_OK) {
         *n_kept = len;

@@ -560,6 +560,14 @@ typedef struct rv_engine_opts { /* 0 everywhere gives the defaults */
     bool swap;           /* preempted requests are written to spill_dir, not computed again */
 } rv_engine_opts;
 
+/* What keys and values of a sequence depend on besides model and tokens.  Beginnings are shared
+ * among sequences of equal scopes only. */
+typedef struct rv_scope {
+    rv_str salt;     /* any bytes */
+    int32_t kv_tail; /* newest positions that stay in kv_type, a multiple of 64; 0, or without a
+                        kv_store: as the model has it */
+} rv_scope;
+
 typedef struct rv_engine_request {
     const int32_t *tok; /* [n] prompt; copied */
     size_t n;
@@ -572,7 +580,7 @@ typedef struct rv_engine_request {
     rv_priority priority;
     uint64_t tenant;      /* for RV_POLICY_FAIR */
     uint64_t deadline_ms; /* from now; 0: none */
-    rv_str salt;          /* prefixes are shared among requests with the same salt only */
+    rv_scope scope;       /* its salt is copied */
     /* A file of rv_engine_park with n_restore tokens of the same beginning, which is read where the
      * cache has less of it; copied.  NULL: none. */
     const char *restore;
@@ -607,7 +615,7 @@ typedef struct rv_kv_stats { /* of a model; zeros for an encoder */
     uint64_t held_bytes, peak_bytes, used_bytes;
     uint64_t n_pages, n_pages_free; /* that something refers to; without such, in held memory */
     /* Pages kept for requests to come only, and those of them that had to go. */
-    uint64_t n_evictable, n_evicted;
+    uint64_t n_evictable, n_evicted, evictable_bytes;
     uint64_t n_nodes, n_sequences;
     uint64_t n_looked_up, n_hit;   /* prompt tokens */
     uint64_t n_migrated, n_copied; /* blocks moved to the store; pages copied on write */
@@ -642,17 +650,18 @@ RV_API void rv_engine_get_stats(rv_engine *e, rv_engine_stats *out);
  * Begin to write what the cache has of tok [n] and could be resumed: *n_kept tokens into a file of
  * *n_bytes, whole or not at all.  0: nothing is there, and nothing is written.  RV_EUNSUPPORTED
  * without spill_dir; RV_ESTATE one is being written; RV_EIO; RV_ENOMEM. */
-RV_API rv_status rv_engine_park(rv_engine *e, const char *path, rv_str salt, const int32_t *tok,
-                                size_t n, size_t *n_kept, uint64_t *n_bytes, rv_err *err);
+RV_API rv_status rv_engine_park(rv_engine *e, const char *path, const rv_scope *scope,
+                                const int32_t *tok, size_t n, size_t *n_kept, uint64_t *n_bytes,
+                                rv_err *err);
 /* About n_bytes more of it; *done: the file is there, or nothing was being written.  An error ends
  * it, and a file that was there before stands. */
 RV_API rv_status rv_engine_park_more(rv_engine *e, uint64_t n_bytes, bool *done, rv_err *err);
 /* How many of tok [n] a request would find in the cache.  Thread-safe. */
-RV_API rv_status rv_engine_peek(rv_engine *e, rv_str salt, const int32_t *tok, size_t n,
+RV_API rv_status rv_engine_peek(rv_engine *e, const rv_scope *scope, const int32_t *tok, size_t n,
                                 size_t *out, rv_err *err);
 /* Give back the memory of what the cache keeps of tok [n] and of no other continuation.
  * Thread-safe. */
-RV_API rv_status rv_engine_forget(rv_engine *e, rv_str salt, const int32_t *tok, size_t n,
+RV_API rv_status rv_engine_forget(rv_engine *e, const rv_scope *scope, const int32_t *tok, size_t n,
                                   rv_err *err);
 
 /* ---- store ---- */

@@ -58,13 +58,13 @@ static size_t format_bytes(const rv_kv_cache *c) {
     return 4 * (9 + c->f.n_layers);
 }
 
-static void put_format(uint8_t *p, const rv_kv_cache *c) {
+static void put_format(uint8_t *p, const rv_kv_cache *c, size_t tail) {
     const rv_kv_format *f = &c->f;
     const uint64_t v[] = {RV_PAGE_TOKENS,
                           (uint64_t)c->type[HOT],
                           (uint64_t)c->type[COLD],
                           f->rotate,
-                          f->tail,
+                          tail,
                           f->batch,
                           f->head_dim,
                           f->state_bytes,
@@ -155,7 +155,7 @@ static rv_status make_head(rv_kv_writer *w, rv_str tag, rv_err *err) {
         p += FIXED;
         if (tag.n) memcpy(p, tag.p, tag.n);
         p += tag.n;
-        put_format(p, kv->c);
+        put_format(p, kv->c, kv->tail);
         p += w->f.n_format;
         for (size_t i = 0; i < kv->len; i++, p += 4)
             put32(p, (uint32_t)kv->e[i / RV_PAGE_TOKENS].tok[i % RV_PAGE_TOKENS]);
@@ -351,11 +351,12 @@ static rv_status read_head(file *f, rv_err *err) {
 }
 
 /* Whether it is of this cache and tag, and has the pages that a sequence of its length has. */
-static rv_status check_head(const file *f, const rv_kv_cache *c, rv_str tag, rv_err *err) {
+static rv_status check_head(const file *f, const rv_kv *kv, rv_str tag, rv_err *err) {
+    const rv_kv_cache *c = kv->c;
     const size_t n = format_bytes(c);
     uint8_t *format = rv_malloc(n);
     if (!format) return rv_fail(err, RV_ENOMEM, "kv file: out of memory");
-    put_format(format, c);
+    put_format(format, c, kv->tail);
     const bool same = f->f.n_format == n && memcmp(format, f->format, n) == 0;
     rv_free(format);
     if (!same)
@@ -363,7 +364,8 @@ static rv_status check_head(const file *f, const rv_kv_cache *c, rv_str tag, rv_
     if (f->f.n_tag != tag.n || (tag.n && memcmp(f->tag, tag.p, tag.n) != 0))
         return rv_fail(err, RV_EUNSUPPORTED, "%s: belongs to another model, adapter or user",
                        f->path);
-    const size_t len = (size_t)f->f.n_tokens, m = rv_kv_bound(c, len + 1) / RV_PAGE_TOKENS;
+    const size_t len = (size_t)f->f.n_tokens,
+                 m = rv_kv_bound(c, kv->tail, len + 1) / RV_PAGE_TOKENS;
     uint64_t bytes = aligned(f->f.head_bytes), n_crc = 0;
     for (size_t i = 0; i < f->n_entries; i++) {
         if (f->has[i] & ~3 || (c->page_bytes[HOT] && i >= m && !(f->has[i] & 1 << HOT)) ||
@@ -479,7 +481,7 @@ static void settle(rv_kv *kv, const file *f) {
 static rv_status load(rv_kv *kv, file *f, rv_str tag, rv_err *err) {
     rv_kv_cache *c = kv->c;
     rv_status st = read_head(f, err);
-    if (st == RV_OK) st = check_head(f, c, tag, err);
+    if (st == RV_OK) st = check_head(f, kv, tag, err);
     if (st != RV_OK) return st;
     void *e = kv->e;
     float *state = c->f.state_bytes ? rv_alloc_aligned(c->f.state_bytes) : NULL;

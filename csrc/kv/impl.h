@@ -41,6 +41,7 @@ typedef struct rv_kv_entry {
 struct rv_kv {
     rv_kv_cache *c;
     rv_kv_entry *e;
+    size_t tail; /* the format's, or its own */
     size_t len;
     size_t n, cap;      /* entries */
     size_t hot_lo;      /* entries below have no HOT page */
@@ -70,9 +71,11 @@ void rv_kv_let_go(rv_kv_cache *c, rv_page page);
 
 /* ---- tier.c ---- */
 
-size_t rv_kv_bound(const rv_kv_cache *c, size_t n); /* m(n) */
+/* The tail of a scope with that one, 0 too. */
+size_t rv_kv_tail_of(const rv_kv_cache *c, size_t tail);
+size_t rv_kv_bound(const rv_kv_cache *c, size_t tail, size_t n); /* m(n) */
 /* First position whose HOT page a sequence of len positions keeps: K4. */
-size_t rv_kv_keep_from(const rv_kv_cache *c, size_t len);
+size_t rv_kv_keep_from(const rv_kv_cache *c, size_t tail, size_t len);
 /* Fill the fresh COLD pages of entries lo .. hi - 1; how many there were. */
 size_t rv_kv_migrate(rv_kv *kv, size_t lo, size_t hi, rv_pool *pool);
 

@@ -34,13 +34,17 @@ static void unmake(rv_kv *kv) {
     rv_free(kv);
 }
 
-static rv_status new_kv(rv_kv **out, rv_kv_cache *c, bool share, const void *identity, size_t n,
+static rv_status new_kv(rv_kv **out, rv_kv_cache *c, bool share, const rv_kv_scope *scope,
                         rv_err *err) {
+    const rv_kv_scope none = {0}, *s = scope ? scope : &none;
     *out = NULL;
+    if (s->tail % RV_KV_BLOCK || s->tail > MAX_LEN)
+        return rv_fail(err, RV_EARG, "kv: tail %zu, want a multiple of %d", s->tail, RV_KV_BLOCK);
     rv_kv *kv = make(c);
     if (!kv) return rv_fail(err, RV_ENOMEM, "kv: out of memory");
+    kv->tail = rv_kv_tail_of(c, s->tail);
     pthread_mutex_lock(&c->lock);
-    if (share) kv->root = kv->node = rv_prefix_root(c->tree, identity, n);
+    if (share) kv->root = kv->node = rv_prefix_root(c->tree, kv->tail, s->identity, s->n);
     const bool ok = !share || kv->root;
     if (ok) c->n_sequences++;
     pthread_mutex_unlock(&c->lock);
@@ -52,12 +56,12 @@ static rv_status new_kv(rv_kv **out, rv_kv_cache *c, bool share, const void *ide
     return RV_OK;
 }
 
-rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n, rv_err *err) {
-    return new_kv(out, c, c->share, identity, n, err);
+rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const rv_kv_scope *scope, rv_err *err) {
+    return new_kv(out, c, c->share, scope, err);
 }
 
 rv_status rv_kv_new_apart(rv_kv **out, rv_kv_cache *c, rv_err *err) {
-    return new_kv(out, c, false, NULL, 0, err);
+    return new_kv(out, c, false, NULL, err);
 }
 
 /* Let go of everything of entries behind n positions, the end first: what can be evicted goes in
@@ -116,6 +120,7 @@ rv_status rv_kv_fork(rv_kv **out, const rv_kv *kv, rv_err *err) {
     to->e = e;
     if (n) memcpy(to->e, kv->e, n * sizeof *to->e);
     if (to->state) memcpy(to->state, kv->state, c->f.state_bytes);
+    to->tail = kv->tail;
     to->len = kv->len;
     to->n = n;
     to->hot_lo = kv->hot_lo;
@@ -154,7 +159,7 @@ static void make_plan(rv_kv *kv, plan *p, size_t n) {
     rv_kv_cache *c = kv->c;
     const size_t end = kv->len + n, i_last = kv->len / RV_PAGE_TOKENS;
     p->end = RV_MAX(kv->n, rv_kv_pages_of(end));
-    p->cold_end = RV_MAX(kv->n_cold, rv_kv_bound(c, end) / RV_PAGE_TOKENS);
+    p->cold_end = RV_MAX(kv->n_cold, rv_kv_bound(c, kv->tail, end) / RV_PAGE_TOKENS);
     p->copy = n && kv->len % RV_PAGE_TOKENS && c->page_bytes[HOT] &&
               rv_pages_n_refs(c->pages, kv->e[i_last].page[HOT]) > 1;
     if (c->page_bytes[HOT]) p->need[HOT] = p->end - kv->n + p->copy;
@@ -282,12 +287,16 @@ static rv_status plan_and_take(rv_kv *kv, plan *p, size_t n, rv_err *err) {
     return RV_OK;
 }
 
+size_t rv_kv_most(const rv_kv *kv) {
+    return kv->c->type[COLD] >= 0 ? kv->tail : SIZE_MAX;
+}
+
 rv_status rv_kv_reserve(rv_kv *kv, size_t n, rv_pool *pool, rv_err *err) {
     rv_kv_cache *c = kv->c;
     plan p;
-    if (c->type[COLD] >= 0 && n > c->f.tail)
+    if (n > rv_kv_most(kv))
         return rv_fail(err, RV_EARG, "kv: %zu positions at once, want at most the tail, %zu", n,
-                       c->f.tail);
+                       kv->tail);
     if (n > MAX_LEN - kv->len)
         return rv_fail(err, RV_EFULL, "kv: no sequence holds %zu more positions", n);
     const rv_status st = plan_and_take(kv, &p, n, err);
@@ -352,7 +361,7 @@ void rv_kv_commit(rv_kv *kv, const int32_t *tok, size_t n) {
         kv->e[pos / RV_PAGE_TOKENS].tok[pos % RV_PAGE_TOKENS] = tok[i];
     }
     kv->len += n;
-    const size_t keep = rv_kv_keep_from(c, kv->len) / RV_PAGE_TOKENS;
+    const size_t keep = rv_kv_keep_from(c, kv->tail, kv->len) / RV_PAGE_TOKENS;
     pthread_mutex_lock(&c->lock);
     rv_kv_publish(kv);
     keep_snapshot(kv, before);
@@ -386,7 +395,7 @@ rv_status rv_kv_truncate(rv_kv *kv, size_t n, rv_err *err) {
     rv_kv_cache *c = kv->c;
     if (n > kv->len)
         return rv_fail(err, RV_EARG, "kv: truncated to %zu positions, there are %zu", n, kv->len);
-    if (n && rv_kv_bound(c, n + 1) < kv->hot_lo * RV_PAGE_TOKENS)
+    if (n && rv_kv_bound(c, kv->tail, n + 1) < kv->hot_lo * RV_PAGE_TOKENS)
         return rv_fail(err, RV_EUNSUPPORTED,
                        "kv: cannot go back to %zu of %zu positions: the full precision of those "
                        "before %zu is gone",
@@ -417,7 +426,7 @@ size_t rv_kv_same(const rv_kv *kv, const int32_t *tok, size_t n) {
 }
 
 size_t rv_kv_boundary(const rv_kv *kv, size_t n) {
-    return rv_kv_bound(kv->c, n);
+    return rv_kv_bound(kv->c, kv->tail, n);
 }
 
 void rv_kv_runs(const rv_kv *kv, bool old, size_t i_layer, size_t i_head, size_t i_block,

@@ -9,8 +9,10 @@
  *
  *   m(n) = 0 without a store, else (n - tail) rounded down to a multiple of batch, at least 0
  *
- * K1  What position j is read from by the query at position p depends on j and p alone (m(p + 1)),
- *     never on chunks, memory pressure or neighbours.
+ * The tail is the format's or the sequence's own, from its making on.
+ *
+ * K1  What position j is read from by the query at position p depends on j, p and the tail alone
+ *     (m(p + 1)), never on chunks, memory pressure or neighbours.
  * K2  Positions at and behind the committed length are written by the owner alone, in pages with
  *     one reference.  Full pages never change.
  * K3  A failed call changes nothing.
@@ -84,24 +86,33 @@ size_t rv_kv_cache_page_bytes(const rv_kv_cache *c, int keep);
 rv_budget *rv_kv_cache_budget(rv_kv_cache *c);
 /* rv_kv_cache_fits for n more positions in a new sequence. */
 bool rv_kv_cache_has_room(rv_kv_cache *c, size_t n);
-/* The most positions that one sequence can have in an otherwise empty cache and budget, in whole
- * pages; so that how long a sequence may get does not depend on what others hold just now. */
-size_t rv_kv_cache_capacity(rv_kv_cache *c);
+/* The most positions that one sequence with that tail can have in an otherwise empty cache and
+ * budget, in whole pages; so that how long a sequence may get does not depend on what others hold
+ * just now. */
+size_t rv_kv_cache_capacity(rv_kv_cache *c, size_t tail);
 /* Room for several sequences: pages of each kind. */
 typedef struct rv_kv_need {
     size_t n[RV_PAGE_CLASSES];
 } rv_kv_need;
-/* Add what kv takes, besides the pages it has, to grow to n positions; NULL: a new sequence. */
-void rv_kv_need_add(rv_kv_cache *c, const rv_kv *kv, size_t n, rv_kv_need *sum);
+/* Add what kv takes, besides the pages it has, to grow to n positions; NULL: a new sequence with
+ * that tail (0: the format's). */
+void rv_kv_need_add(rv_kv_cache *c, const rv_kv *kv, size_t tail, size_t n, rv_kv_need *sum);
 /* Whether all that could be had, evicting what can be.  Others of the budget are asked to free what
  * is lacking beside what they hold. */
 bool rv_kv_cache_fits(rv_kv_cache *c, const rv_kv_need *need);
 
 /* ---- sequences ---- */
 
-/* An empty one.  identity: what keys and values depend on besides tokens (adapter, tenant ...; the
- * model and the format are the cache's), n bytes, may be NULL. */
-rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const void *identity, size_t n, rv_err *err);
+/* What keys and values of a sequence depend on besides tokens; the model and the format are the
+ * cache's.  Sequences of different scopes share nothing. */
+typedef struct rv_kv_scope {
+    const void *identity; /* [n] adapter, tenant ... */
+    size_t n;
+    size_t tail; /* positions, a multiple of RV_KV_BLOCK; 0, or without a store: the format's */
+} rv_kv_scope;
+
+/* An empty one; scope may be NULL. */
+rv_status rv_kv_new(rv_kv **out, rv_kv_cache *c, const rv_kv_scope *scope, rv_err *err);
 /* An empty one that finds no prefixes and leaves none behind. */
 rv_status rv_kv_new_apart(rv_kv **out, rv_kv_cache *c, rv_err *err);
 void rv_kv_free(rv_kv **kv); /* full pages stay in the tree as long as there is room */
@@ -109,18 +120,20 @@ void rv_kv_free(rv_kv **kv); /* full pages stay in the tree as long as there is 
  * tokens.  Returns its length (0: nothing, or no sharing). */
 size_t rv_kv_match(rv_kv *kv, const int32_t *tok, size_t n);
 /* What rv_kv_match would find, without taking it. */
-size_t rv_kv_peek(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n);
+size_t rv_kv_peek(rv_kv_cache *c, const rv_kv_scope *scope, const int32_t *tok, size_t n);
 /* Give back the memory of what the cache keeps of tok [n] alone: from the end to the first page
  * that a sequence holds or another continuation stands on. */
-void rv_kv_forget(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n);
+void rv_kv_forget(rv_kv_cache *c, const rv_kv_scope *scope, const int32_t *tok, size_t n);
 size_t rv_kv_len(const rv_kv *kv);
 /* How many of its first tokens are those of tok [n]. */
 size_t rv_kv_same(const rv_kv *kv, const int32_t *tok, size_t n);
 /* Make room for n more positions, which may then be written: allocates pages (evicting others,
  * then asking the others of the budget), copies a shared last page, and moves blocks to the store
- * that the new positions see there; pool may be NULL.  n <= tail with a store.  RV_EFULL no room
+ * that the new positions see there; pool may be NULL.  n <= rv_kv_most(kv).  RV_EFULL no room
  * (bytes wanted, held, budget). */
 rv_status rv_kv_reserve(rv_kv *kv, size_t n, rv_pool *pool, rv_err *err);
+/* The most positions that can be reserved at once. */
+size_t rv_kv_most(const rv_kv *kv);
 /* Store positions pos .. pos + n - 1, reserved, of one head of one layer: k, v [head_dim] float32
  * each, ld floats apart.  Different heads may be written at the same time. */
 void rv_kv_write(rv_kv *kv, size_t i_layer, size_t i_head, size_t pos, size_t n, const float *k,

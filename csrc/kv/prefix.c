@@ -13,6 +13,7 @@ typedef struct link {
 } link;
 
 typedef struct identity {
+    uint64_t number;
     char *p;
     size_t n;
 } identity;
@@ -102,8 +103,8 @@ static uint64_t hash_tokens(const rv_prefix *t, rv_node parent, const int32_t *t
     return h & t->hash_mask;
 }
 
-static uint64_t hash_identity(const rv_prefix *t, const char *p, size_t n) {
-    uint64_t h = mix(0, n);
+static uint64_t hash_identity(const rv_prefix *t, uint64_t number, const char *p, size_t n) {
+    uint64_t h = mix(number, n);
     for (size_t i = 0; i < n; i++) h = mix(h, (uint8_t)p[i]);
     return h & t->hash_mask;
 }
@@ -120,10 +121,11 @@ static rv_node find_child(const rv_prefix *t, rv_node parent, const int32_t *tok
     return 0;
 }
 
-static rv_node find_root(const rv_prefix *t, const void *p, size_t size, uint64_t hash) {
+static rv_node find_root(const rv_prefix *t, uint64_t number, const void *p, size_t size,
+                         uint64_t hash) {
     for (rv_node i = *bucket(t, hash); i; i = t->nodes[i].chain) {
         const node *n = &t->nodes[i];
-        if (n->hash != hash || n->parent || n->id.n != size) continue;
+        if (n->hash != hash || n->parent || n->id.number != number || n->id.n != size) continue;
         if (size == 0 || memcmp(n->id.p, p, size) == 0) return i;
     }
     return 0;
@@ -228,9 +230,9 @@ static void prune(rv_prefix *t, rv_node i) {
     }
 }
 
-rv_node rv_prefix_root(rv_prefix *t, const void *p, size_t n) {
-    const uint64_t hash = hash_identity(t, p, n);
-    rv_node i = find_root(t, p, n, hash);
+rv_node rv_prefix_root(rv_prefix *t, uint64_t number, const void *p, size_t n) {
+    const uint64_t hash = hash_identity(t, number, p, n);
+    rv_node i = find_root(t, number, p, n, hash);
     if (!i) {
         char *copy = n ? rv_malloc(n) : NULL;
         if (n && !copy) return 0;
@@ -240,7 +242,7 @@ rv_node rv_prefix_root(rv_prefix *t, const void *p, size_t n) {
             rv_free(copy);
             return 0;
         }
-        t->nodes[i].id = (identity){copy, n};
+        t->nodes[i].id = (identity){number, copy, n};
         t->id_bytes += n;
     }
     t->nodes[i].n_locks++;

@@ -27,9 +27,9 @@ typedef uint32_t rv_node; /* 0: none */
 /* hash_bits 1 .. 64: tests shorten the hash to force collisions. */
 rv_status rv_prefix_new(rv_prefix **out, rv_pages *pages, int hash_bits, rv_err *err);
 void rv_prefix_free(rv_prefix **t); /* drops the references of its pages */
-/* The root of an identity (any bytes, compared whole), made when it is new, locked once.
- * 0: out of memory. */
-rv_node rv_prefix_root(rv_prefix *t, const void *identity, size_t n);
+/* The root of an identity (a number and any bytes, compared whole), made when it is new, locked
+ * once.  0: out of memory. */
+rv_node rv_prefix_root(rv_prefix *t, uint64_t number, const void *bytes, size_t n);
 /* The child with these RV_PAGE_TOKENS tokens, or 0.  Locks nothing. */
 rv_node rv_prefix_child(const rv_prefix *t, rv_node parent, const int32_t *tok);
 /* The same, made when it is new (without pages).  0: out of memory. */

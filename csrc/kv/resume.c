@@ -59,14 +59,14 @@ static size_t length(const place *at) {
 }
 
 /* The longest prefix of tok that can be resumed, at most n - 1 tokens; n >= 1. */
-static place find(const rv_kv_cache *c, rv_node root, const int32_t *tok, size_t n) {
+static place find(const rv_kv_cache *c, size_t tail, rv_node root, const int32_t *tok, size_t n) {
     place at = {.node = root};
     rv_node node = root;
     size_t n_cold = 0, hot_from = 0; /* all COLD below n_cold, all HOT from hot_from on */
     const bool state = c->page_bytes[STATE] > 0;
     for (size_t i = 0; (i + 1) * RV_PAGE_TOKENS <= n; i++) {
         const size_t len = (i + 1) * RV_PAGE_TOKENS;
-        const size_t m = rv_kv_bound(c, len + 1) / RV_PAGE_TOKENS;
+        const size_t m = rv_kv_bound(c, tail, len + 1) / RV_PAGE_TOKENS;
         node = rv_prefix_child(c->tree, node, tok + i * RV_PAGE_TOKENS);
         if (!node) break;
         at.n_known = i + 1;
@@ -80,7 +80,7 @@ static place find(const rv_kv_cache *c, rv_node root, const int32_t *tok, size_t
     if (state || !c->page_bytes[HOT]) return at;
     const size_t len = length(&at), most = RV_MIN(n - 1 - len, (size_t)RV_PAGE_TOKENS - 1);
     at.child = rv_prefix_partial(c->tree, at.node, tok + len, most, &at.n_child);
-    if (n_cold < rv_kv_bound(c, length(&at) + 1) / RV_PAGE_TOKENS) at.child = 0;
+    if (n_cold < rv_kv_bound(c, tail, length(&at) + 1) / RV_PAGE_TOKENS) at.child = 0;
     if (!at.child) at.n_child = 0;
     return at;
 }
@@ -98,8 +98,8 @@ static void take(rv_kv *kv, size_t i, rv_node node, int keep) {
 /* The pages of a place, and HOT ones before them as far as one may want to go back. */
 static void settle(rv_kv *kv, const place *at, const int32_t *tok) {
     rv_kv_cache *c = kv->c;
-    const size_t len = length(at), m = rv_kv_bound(c, len + 1) / RV_PAGE_TOKENS;
-    const size_t keep = rv_kv_keep_from(c, len) / RV_PAGE_TOKENS;
+    const size_t len = length(at), m = rv_kv_bound(c, kv->tail, len + 1) / RV_PAGE_TOKENS;
+    const size_t keep = rv_kv_keep_from(c, kv->tail, len) / RV_PAGE_TOKENS;
     rv_node node = at->node;
     kv->len = len;
     kv->n = rv_kv_pages_of(len);
@@ -133,7 +133,7 @@ size_t rv_kv_match(rv_kv *kv, const int32_t *tok, size_t n) {
     kv->e = e;
     if (!ok) return 0;
     pthread_mutex_lock(&c->lock);
-    const place at = find(c, kv->node, tok, n);
+    const place at = find(c, kv->tail, kv->node, tok, n);
     const size_t len = length(&at);
     if (len) settle(kv, &at, tok);
     if (len && kv->state) {
@@ -148,13 +148,19 @@ size_t rv_kv_match(rv_kv *kv, const int32_t *tok, size_t n) {
     return len;
 }
 
-size_t rv_kv_peek(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n) {
+/* With the lock. */
+static rv_node root_of(rv_kv_cache *c, const rv_kv_scope *s, size_t tail) {
+    return rv_prefix_root(c->tree, tail, s ? s->identity : NULL, s ? s->n : 0);
+}
+
+size_t rv_kv_peek(rv_kv_cache *c, const rv_kv_scope *scope, const int32_t *tok, size_t n) {
     if (!c->share || !n) return 0;
+    const size_t tail = rv_kv_tail_of(c, scope ? scope->tail : 0);
     size_t len = 0;
     pthread_mutex_lock(&c->lock);
-    const rv_node root = rv_prefix_root(c->tree, identity, n_id);
+    const rv_node root = root_of(c, scope, tail);
     if (root) {
-        const place at = find(c, root, tok, n);
+        const place at = find(c, tail, root, tok, n);
         len = length(&at);
         rv_prefix_unlock(c->tree, root);
     }
@@ -162,9 +168,9 @@ size_t rv_kv_peek(rv_kv_cache *c, const void *identity, size_t n_id, const int32
     return len;
 }
 
-void rv_kv_forget(rv_kv_cache *c, const void *identity, size_t n_id, const int32_t *tok, size_t n) {
+void rv_kv_forget(rv_kv_cache *c, const rv_kv_scope *scope, const int32_t *tok, size_t n) {
     pthread_mutex_lock(&c->lock);
-    const rv_node root = rv_prefix_root(c->tree, identity, n_id);
+    const rv_node root = root_of(c, scope, rv_kv_tail_of(c, scope ? scope->tail : 0));
     rv_node node = root, child;
     for (; root && n >= RV_PAGE_TOKENS; n -= RV_PAGE_TOKENS, tok += RV_PAGE_TOKENS, node = child)
         if (!(child = rv_prefix_child(c->tree, node, tok))) break;

@@ -4,15 +4,19 @@
 
 enum { HOT = RV_KEEP_HOT, COLD = RV_KEEP_COLD };
 
-size_t rv_kv_bound(const rv_kv_cache *c, size_t n) {
-    if (c->type[COLD] < 0 || n <= c->f.tail) return 0;
-    return (n - c->f.tail) / c->f.batch * c->f.batch;
+size_t rv_kv_tail_of(const rv_kv_cache *c, size_t tail) {
+    return tail && c->type[COLD] >= 0 ? tail : c->f.tail;
+}
+
+size_t rv_kv_bound(const rv_kv_cache *c, size_t tail, size_t n) {
+    if (c->type[COLD] < 0 || n <= tail) return 0;
+    return (n - tail) / c->f.batch * c->f.batch;
 }
 
 /* Forgetting up to a block of positions may move the boundary back by one batch. */
-size_t rv_kv_keep_from(const rv_kv_cache *c, size_t len) {
-    const size_t m = rv_kv_bound(c, len);
-    const size_t before = rv_kv_bound(c, len < RV_KV_BLOCK ? 0 : len - RV_KV_BLOCK + 1);
+size_t rv_kv_keep_from(const rv_kv_cache *c, size_t tail, size_t len) {
+    const size_t m = rv_kv_bound(c, tail, len);
+    const size_t before = rv_kv_bound(c, tail, len < RV_KV_BLOCK ? 0 : len - RV_KV_BLOCK + 1);
     return RV_MIN(before, m < RV_KV_BLOCK ? 0 : m - RV_KV_BLOCK);
 }
 

@@ -109,13 +109,13 @@ static int get_submission(rv_py_state *st, PyObject *args, size_t n_vocab, submi
     unsigned long long tenant, deadline;
     Py_ssize_t n_salt, n_restore = 0;
     rv_engine_request *r = &s->r;
-    if (!PyArg_ParseTuple(args, "OiO!OOpiKKy#|On:submit", &tok, &r->max_tokens, &PyTuple_Type,
+    if (!PyArg_ParseTuple(args, "OiO!OOpiKKy#|Oni:submit", &tok, &r->max_tokens, &PyTuple_Type,
                           &params, &allow, &stop, &ignore, &priority, &tenant, &deadline,
-                          &r->salt.p, &n_salt, &restore, &n_restore))
+                          &r->scope.salt.p, &n_salt, &restore, &n_restore, &r->scope.kv_tail))
         return -1;
     if (get_path(restore, &r->restore) < 0) return -1;
     r->n_restore = n_restore < 0 ? 0 : (size_t)n_restore;
-    r->salt.n = (size_t)n_salt;
+    r->scope.salt.n = (size_t)n_salt;
     r->ignore_eog = ignore;
     r->priority = (rv_priority)priority;
     r->tenant = tenant;
@@ -134,7 +134,7 @@ static int get_submission(rv_py_state *st, PyObject *args, size_t n_vocab, submi
 }
 
 /* submit(tokens, max_tokens, params, allow, stop_ids, ignore_eog, priority, tenant, deadline_ms,
- *        salt[, restore, n_restore]) -> id */
+ *        salt[, restore, n_restore, kv_tail]) -> id */
 static PyObject *engine_submit(PyObject *o, PyObject *args) {
     rv_py_state *st = rv_py_state_of(Py_TYPE(o));
     submission s = {0};
@@ -272,26 +272,28 @@ static PyObject *engine_stats(PyObject *o, PyObject *none) {
 
 /* ---- conversations between their requests ---- */
 
-/* park(path, tokens, salt) -> (tokens, bytes) that the file will have */
+/* park(path, tokens, salt[, kv_tail]) -> (tokens, bytes) that the file will have */
 static PyObject *engine_park(PyObject *o, PyObject *args) {
     rv_py_state *st = rv_py_state_of(Py_TYPE(o));
     PyObject *path_o, *tok_o;
     const char *path;
-    rv_str salt;
+    rv_scope scope = {0};
     Py_ssize_t n_salt;
     rv_py_i32 tok = {0};
     rv_err err = {0};
     rv_status rc = RV_OK;
     size_t n = 0;
     uint64_t bytes = 0;
-    if (!PyArg_ParseTuple(args, "SOy#:park", &path_o, &tok_o, &salt.p, &n_salt)) return NULL;
+    if (!PyArg_ParseTuple(args, "SOy#|i:park", &path_o, &tok_o, &scope.salt.p, &n_salt,
+                          &scope.kv_tail))
+        return NULL;
     if (get_path(path_o, &path) < 0) return NULL;
     if (rv_py_get_i32(st, tok_o, &tok, "tokens") < 0) return NULL;
-    salt.n = (size_t)n_salt;
+    scope.salt.n = (size_t)n_salt;
     rv_engine *h = enter(o);
     if (h) {
         Py_BEGIN_ALLOW_THREADS
-        rc = rv_engine_park(h, path, salt, tok.p, tok.n, &n, &bytes, &err);
+        rc = rv_engine_park(h, path, &scope, tok.p, tok.n, &n, &bytes, &err);
         Py_END_ALLOW_THREADS
         leave(o);
     }
@@ -317,24 +319,25 @@ static PyObject *engine_park_more(PyObject *o, PyObject *arg) {
     return rc == RV_OK ? PyBool_FromLong(done) : rv_py_raise(rv_py_state_of(Py_TYPE(o)), &err);
 }
 
-/* peek(tokens, salt) -> tokens; forget(tokens, salt) -> 0 */
+/* peek(tokens, salt[, kv_tail]) -> tokens; forget(tokens, salt[, kv_tail]) -> 0 */
 static PyObject *look(PyObject *o, PyObject *args, bool forget) {
     rv_py_state *st = rv_py_state_of(Py_TYPE(o));
     PyObject *tok_o;
-    rv_str salt;
+    rv_scope scope = {0};
     Py_ssize_t n_salt;
     rv_py_i32 tok = {0};
     rv_err err = {0};
     rv_status rc = RV_OK;
     size_t n = 0;
-    if (!PyArg_ParseTuple(args, "Oy#", &tok_o, &salt.p, &n_salt)) return NULL;
+    if (!PyArg_ParseTuple(args, "Oy#|i", &tok_o, &scope.salt.p, &n_salt, &scope.kv_tail))
+        return NULL;
     if (rv_py_get_i32(st, tok_o, &tok, "tokens") < 0) return NULL;
-    salt.n = (size_t)n_salt;
+    scope.salt.n = (size_t)n_salt;
     rv_engine *h = enter(o);
     if (h) {
         Py_BEGIN_ALLOW_THREADS
-        rc = forget ? rv_engine_forget(h, salt, tok.p, tok.n, &err)
-                    : rv_engine_peek(h, salt, tok.p, tok.n, &n, &err);
+        rc = forget ? rv_engine_forget(h, &scope, tok.p, tok.n, &err)
+                    : rv_engine_peek(h, &scope, tok.p, tok.n, &n, &err);
         Py_END_ALLOW_THREADS
         leave(o);
     }
@@ -370,17 +373,18 @@ static PyObject *engine_close(PyObject *o, PyObject *none) {
 static PyMethodDef engine_methods[] = {
     {"submit", engine_submit, METH_VARARGS,
      "submit(tokens, max_tokens, params, allow, stop_ids, ignore_eog, priority, tenant, "
-     "deadline_ms, salt[, restore, n_restore]) -> id."},
+     "deadline_ms, salt[, restore, n_restore, kv_tail]) -> id."},
     {"cancel", engine_cancel, METH_VARARGS, "cancel(id, reason): end a request."},
     {"allow", engine_allow, METH_VARARGS, "allow(id, mask): tokens of the next choice."},
     {"step", engine_step, METH_NOARGS, "step() -> (events, idle, error)."},
     {"stats", engine_stats, METH_NOARGS, "Counters and averages as a dict."},
     {"park", engine_park, METH_VARARGS,
-     "park(path, tokens, salt) -> (tokens, bytes): begin to write what the cache has of them."},
+     "park(path, tokens, salt[, kv_tail]) -> (tokens, bytes): begin to write what the cache has."},
     {"park_more", engine_park_more, METH_O, "park_more(n_bytes) -> whether the file is there."},
-    {"peek", engine_peek, METH_VARARGS, "peek(tokens, salt) -> how many of them the cache has."},
+    {"peek", engine_peek, METH_VARARGS,
+     "peek(tokens, salt[, kv_tail]) -> how many of them the cache has."},
     {"forget", engine_forget, METH_VARARGS,
-     "forget(tokens, salt): free what the cache keeps of them alone."},
+     "forget(tokens, salt[, kv_tail]): free what the cache keeps of them alone."},
     {"close", engine_close, METH_NOARGS, "End what runs and free it."},
     {NULL, NULL, 0, NULL},
 };

@@ -260,13 +260,21 @@ static PyObject *model_kv_stats(PyObject *o, PyObject *none) {
     rv_kv_stats s;
     rv_model_get_kv_stats(((rv_py_model *)o)->h, &s);
     const rv_py_count all[] = {
-        {"budget_bytes", s.budget_bytes}, {"held_bytes", s.held_bytes},
-        {"peak_bytes", s.peak_bytes},     {"used_bytes", s.used_bytes},
-        {"n_pages", s.n_pages},           {"n_pages_free", s.n_pages_free},
-        {"n_evictable", s.n_evictable},   {"n_evicted", s.n_evicted},
-        {"n_nodes", s.n_nodes},           {"n_sequences", s.n_sequences},
-        {"n_looked_up", s.n_looked_up},   {"n_hit", s.n_hit},
-        {"n_migrated", s.n_migrated},     {"n_copied", s.n_copied},
+        {"budget_bytes", s.budget_bytes},
+        {"held_bytes", s.held_bytes},
+        {"peak_bytes", s.peak_bytes},
+        {"used_bytes", s.used_bytes},
+        {"n_pages", s.n_pages},
+        {"n_pages_free", s.n_pages_free},
+        {"n_evictable", s.n_evictable},
+        {"n_evicted", s.n_evicted},
+        {"evictable_bytes", s.evictable_bytes},
+        {"n_nodes", s.n_nodes},
+        {"n_sequences", s.n_sequences},
+        {"n_looked_up", s.n_looked_up},
+        {"n_hit", s.n_hit},
+        {"n_migrated", s.n_migrated},
+        {"n_copied", s.n_copied},
     };
     return rv_py_counts(all, RV_COUNT(all));
 }

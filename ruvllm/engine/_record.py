@@ -49,8 +49,12 @@ class Recorder:
         session_id: str | None,
         user_id: str | None,
         tags: Sequence[str] | None,
+        kv_tail: int | None = None,
     ) -> Record:
-        """A function that records one result and returns the entry's id, or None."""
+        """A function that records one result and returns the entry's id, or None.
+
+        kv_tail: instead of the model's.
+        """
 
         def record(result: GenerationResult, error: RuvllmError | None) -> str | None:
             log = self._log()
@@ -63,6 +67,10 @@ class Recorder:
                 user_id=user_id,
                 tags=None if tags is None else tuple(tags),
                 error=None if error is None else _error(error),
+                engine={
+                    **(entry.engine or {}),
+                    **({} if kv_tail is None else {"kv_tail": kv_tail}),
+                },
             )
             try:
                 return log.record(entry)

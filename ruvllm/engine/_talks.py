@@ -55,15 +55,26 @@ class Talk:
     """A conversation; small once it is parked."""
 
     __slots__ = (
-        "busy", "closed", "id", "last_used", "messages", "n_evictable", "n_evicted", "n_kept",
-        "request", "salt", "tenant", "tokens", "user_id",
+        "busy", "closed", "id", "importance", "kv_tail", "last_used", "messages", "n_evictable",
+        "n_evicted", "n_kept", "request", "salt", "tenant", "tokens", "user_id",
     )  # fmt: skip
 
-    def __init__(self, id: str, user_id: str | None, tenant: str | int | None, salt: bytes) -> None:
+    def __init__(
+        self,
+        id: str,
+        user_id: str | None,
+        tenant: str | int | None,
+        salt: bytes,
+        *,
+        importance: str,
+        kv_tail: int | None,
+    ) -> None:
         self.id = id
         self.user_id = user_id
         self.tenant = tenant
         self.salt = salt
+        self.importance = importance
+        self.kv_tail = kv_tail  # None: the model's
         self.tokens: array[int] | None = None  # never changed, but replaced; None: on disk
         self.messages: list[dict[str, Any]] | None = None
         self.n_kept = 0  # tokens in the file of keys and values; 0: nobody knows
@@ -72,6 +83,11 @@ class Talk:
         self.last_used = 0.0
         # Pages of the tree when the last turn ended: gone, and to go before its own.
         self.n_evicted = self.n_evictable = 0
+
+    @property
+    def scope(self) -> tuple[bytes, int]:
+        """What its keys and values depend on besides model and tokens, as the core takes it."""
+        return self.salt, self.kv_tail or 0
 
 
 class _Order:
@@ -119,15 +135,28 @@ class Talks:
     # -- the table ----------------------------------------------------------------------------
 
     def open(
-        self, name: str, user_id: str | None, tenant: str | int | None, salt: bytes | None
+        self,
+        name: str,
+        user_id: str | None,
+        tenant: str | int | None,
+        salt: bytes | None,
+        *,
+        importance: str | None,
+        tail: Callable[[str], int | None],
     ) -> Talk:
-        """The conversation of that id, open already, in the folder, or new."""
+        """The conversation of that id, open already, in the folder, or new.
+
+        tail: the kv_tail of a new one, by its importance.
+        """
         talk = self._all.get(name)
         if talk is None:
             with self._lock:
                 talk = self._all.get(name)
                 if talk is None:
-                    talk = self._all[name] = Talk(name, user_id, tenant, salt or b"")
+                    level = importance or "normal"
+                    self._all[name] = talk = Talk(
+                        name, user_id, tenant, salt or b"", importance=level, kv_tail=tail(level)
+                    )
                     if self.folder is None or not os.path.exists(self.folder.transcript(name)):
                         talk.tokens, talk.messages = array("i"), []
                     return talk
@@ -135,6 +164,7 @@ class Talks:
             ("user_id", talk.user_id, user_id),
             ("tenant", talk.tenant, tenant),
             ("salt", talk.salt, salt),
+            ("importance", talk.importance, importance),
         ):
             if want is not None and want != here:
                 raise ArgumentError(f"{what}: is not the one session {name} was opened with")
@@ -253,7 +283,7 @@ class Talks:
         tokens = talk.tokens
         if talk.busy:
             return "hot"
-        if tokens and self._core.peek(tokens, talk.salt):
+        if tokens and self._core.peek(tokens, *talk.scope):
             return "warm"
         if self.folder is not None and self.folder.has_pages(talk.id):
             return "cold"
@@ -379,9 +409,9 @@ class Talks:
         transcript = Transcript(*self.about, talk.id, talk.user_id, messages, list(tokens))
         transcript.write(self.folder.transcript(talk.id))
         n_kept = talk.n_kept if self.folder.has_pages(talk.id) else 0
-        if tokens and self._core.peek(tokens, talk.salt) > n_kept:
+        if tokens and self._core.peek(tokens, *talk.scope) > n_kept:
             path = os.fsencode(self.folder.pages(talk.id))
-            order.n_kept, order.n_bytes = self._core.park(path, tokens, talk.salt)
+            order.n_kept, order.n_bytes = self._core.park(path, tokens, *talk.scope)
 
     def _go_on(self, n_bytes: int) -> None:
         if self._now is None:
@@ -413,7 +443,7 @@ class Talks:
                 self.folder.forget(talk.id)
         try:
             if parked and alone:
-                self._core.forget(order.tokens, talk.salt)
+                self._core.forget(order.tokens, *talk.scope)
         except RuvllmError as e:
             error = e
         if error is not None and not order.asked:
@@ -427,4 +457,4 @@ def _begins(tokens: array[int], talk: Talk, other: Talk) -> bool:
     said = other.tokens
     if not said or len(said) > len(tokens) or said[-1] != tokens[len(said) - 1]:
         return False
-    return other.salt == talk.salt and said == tokens[: len(said)]
+    return other.scope == talk.scope and said == tokens[: len(said)]

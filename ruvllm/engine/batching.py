@@ -37,6 +37,7 @@ from ruvllm.engine._reply import Reply
 from ruvllm.engine._spill import SpillFolder
 from ruvllm.engine._talks import Talks
 from ruvllm.engine.conversation import Conversation, Turn, new_id
+from ruvllm.engine.kv_policy import IMPORTANCES, Importance, KVRule, check_rules, tail_for
 from ruvllm.engine.model import Model
 from ruvllm.engine.results import Chunk, FinishReason, GenerationResult
 from ruvllm.memory.witness import model_digest
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _POLICIES = {"fcfs": 0, "sjf": 1, "fair": 2}
-_PRIORITIES = {"low": 0, "normal": 1, "high": 2, "critical": 3}
+_PRIORITIES = {name: i for i, name in enumerate(IMPORTANCES)}
 _NO_LIMIT = 2**31 - 1  # tokens: the context ends it
 
 watch_process()
@@ -300,6 +301,8 @@ class Engine:
     spill_budget: bytes of keys and values in it; what was written first goes first, transcripts
     stay; None: no limit.  park_after: seconds without a turn after which a conversation is written
     there, > 0; None: when memory is needed.
+    kv_policy: how much of its past a sequence keeps in full precision, by the first of these rules
+    that holds when it begins, else as the model has it; for a model with a ``kv_store``.
 
     A context manager, for ``async with`` too; leaving it closes it.  An engine that nobody refers
     to any more ends when its last request has.  Thread-safe; not usable in a forked process.
@@ -323,6 +326,7 @@ class Engine:
         spill_dir: str | os.PathLike[str] | None = None,
         spill_budget: int | None = None,
         park_after: float | None = None,
+        kv_policy: Sequence[KVRule] = (),
     ) -> None:
         check_one_of("policy", policy, _POLICIES)
         _check_spill(preempt, spill_dir, park_after)
@@ -343,6 +347,7 @@ class Engine:
         self.model = model if isinstance(model, Model) else Model(model)
         core_model = self.model._open()
         self._core_model: _core.Model | None = core_model
+        self._kv_rules = check_rules(kv_policy, self.model.info.kv_store)
         folder = None if spill_dir is None else SpillFolder(spill_dir, spill_budget)
         try:
             digest = "" if folder is None else model_digest(self.model.path)
@@ -390,7 +395,8 @@ class Engine:
     ) -> Request:
         """Queue a prompt; returns at once.
 
-        priority: a running request of a lower one may have to wait for it.  tenant: whose request
+        priority: a running request of a lower one may have to wait for it; for kv_policy it is the
+        importance.  tenant: whose request
         it is, for policy "fair".  deadline_ms: from now, >= 1; a request that is not finished then
         ends with what it has, finish_reason "deadline".  salt: the beginnings of prompts are shared
         (computed once) among requests of the same salt only, so that nobody can find out by timing
@@ -436,21 +442,26 @@ class Engine:
         user_id: str | None = None,
         tenant: str | int | None = None,
         salt: str | bytes | None = None,
+        importance: Importance | None = None,
     ) -> Conversation:
         """A conversation whose turns run in this engine.
 
         session_id: 1 .. 256 characters; one that is open, or in spill_dir, goes on; None: a new
         one.  user_id: goes into the witness entries of its turns.  tenant, salt: of all its turns,
         see ``submit``; an id of spill_dir wants the salt it had, or computes its past again.
+        importance: for kv_policy, default "normal"; the rules are asked when it is opened.
 
-        Raises ArgumentError, also when it is open with another user_id, tenant or salt.
+        Raises ArgumentError, also when it is open with another user_id, tenant, salt or importance.
         """
         self._loop.check()
         name = new_id() if session_id is None else session_id
         if not isinstance(name, str) or not 1 <= len(name) <= 256:
             raise ArgumentError(f"session_id: is {name!r:.80}, want 1 .. 256 characters")
         _number(tenant)
-        talk = self._talks.open(name, user_id, tenant, None if salt is None else _bytes(salt))
+        if importance is not None:
+            check_one_of("importance", importance, IMPORTANCES)
+        kept = None if salt is None else _bytes(salt)
+        talk = self._talks.open(name, user_id, tenant, kept, importance=importance, tail=self._tail)
         return Conversation(self, talk)
 
     def metrics(self) -> EngineMetrics:
@@ -523,6 +534,16 @@ class Engine:
     def __repr__(self) -> str:
         return f"Engine({self.model!r})"
 
+    def _tail(self, importance: str) -> int | None:
+        """The tail of a sequence that begins now; None: the model's."""
+        core = self._core_model
+        if not self._kv_rules or core is None:
+            return None
+        kv, memory = core.kv_stats(), core.memory()
+        assert memory is not None  # it generates
+        taken = memory.stats()["used"] - kv["held_bytes"] + kv["used_bytes"] - kv["evictable_bytes"]
+        return tail_for(self._kv_rules, importance, taken / kv["budget_bytes"], self.model.n_ctx)
+
     def _submit(
         self,
         prompt: tuple[list[int], str | None],
@@ -538,7 +559,8 @@ class Engine:
         check_one_of("priority", priority, _PRIORITIES)
         if deadline_ms is not None:
             check_whole("deadline_ms", deadline_ms, 1, 2**63 - 1)
-        reply, record = self.model._prepare(*prompt, options, "submit")
+        kv_tail = self._tail(priority) if turn is None else turn.talk.kv_tail
+        reply, record = self.model._prepare(*prompt, options, "submit", kv_tail)
         if turn is not None:
             record = turn.recorded(record, reply)
         request = Request(self, self._loop, reply, record)
@@ -561,6 +583,7 @@ class Engine:
             deadline_ms or 0,
             _bytes(salt),
             *((turn.restore if turn is not None else None) or (None, 0)),
+            kv_tail or 0,
         )
         return request
 

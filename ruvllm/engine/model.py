@@ -87,8 +87,8 @@ class KVStats:
 
     budget_bytes: most that may be held, by others of the same MemoryPool too.  held_bytes,
     peak_bytes: now, and the most it ever was.  used_bytes: of pages that something refers to.
-    n_pages, n_pages_free: with such a reference, and without one in held memory.  n_evictable:
-    pages kept for nobody but requests to come.  n_evicted: pages of that kind that had to go.
+    n_pages, n_pages_free: with such a reference, and without one in held memory.  n_evictable,
+    evictable_bytes: pages kept for nobody but requests to come.  n_evicted: those that had to go.
     n_nodes: of the tree of known prefixes.  n_sequences: alive.  n_looked_up, n_hit: prompt tokens
     asked for, and found.  n_migrated: blocks moved to the store type.  n_copied: pages copied
     because another sequence shared them.
@@ -102,6 +102,7 @@ class KVStats:
     n_pages_free: int
     n_evictable: int
     n_evicted: int
+    evictable_bytes: int
     n_nodes: int
     n_sequences: int
     n_looked_up: int
@@ -510,7 +511,12 @@ class Model:
         return Grammar(self._vocab, **given)
 
     def _prepare(
-        self, ids: list[int], text: str | None, options: dict[str, Any], what: str
+        self,
+        ids: list[int],
+        text: str | None,
+        options: dict[str, Any],
+        what: str,
+        kv_tail: int | None = None,
     ) -> tuple[Reply, Record]:
         self._open()
         if not ids:
@@ -525,7 +531,9 @@ class Model:
             if not wrong:
                 raise
             raise ArgumentError(f"{wrong[0]}: is not an option of {what}") from None
-        record = self._recorder.recorder(text, params, constraint is not None, **about)
+        record = self._recorder.recorder(
+            text, params, constraint is not None, kv_tail=kv_tail, **about
+        )
         return Reply(self.tokenizer, ids, params, constraint), record
 
     def _start(

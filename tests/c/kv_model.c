@@ -80,10 +80,19 @@ static void round_trip(int type, float *k, float *v) {
 
 /* ---- the sequence ---- */
 
-void rv_km_new(rv_km *s, rv_kv_cache *c, uint64_t id) {
-    *s = (rv_km){.c = c, .id = id};
-    CHECK(rv_kv_new(&s->kv, c, &id, sizeof id, NULL) == RV_OK);
+rv_kv_scope rv_km_scope(const rv_km *s) {
+    return (rv_kv_scope){&s->id, sizeof s->id, s->tail};
+}
+
+void rv_km_new_tail(rv_km *s, rv_kv_cache *c, uint64_t id, size_t tail) {
+    *s = (rv_km){.c = c, .id = id, .tail = tail};
+    const rv_kv_scope scope = rv_km_scope(s);
+    CHECK(rv_kv_new(&s->kv, c, &scope, NULL) == RV_OK);
     CHECK(rv_kv_len(s->kv) == 0);
+}
+
+void rv_km_new(rv_km *s, rv_kv_cache *c, uint64_t id) {
+    rv_km_new_tail(s, c, id, 0);
 }
 
 void rv_km_free(rv_km *s) {

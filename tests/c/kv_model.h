@@ -22,6 +22,7 @@ typedef struct rv_km {
     int32_t tok[RV_KM_LEN];
     size_t n;
     uint64_t id; /* its identity */
+    size_t tail; /* its own, or 0 */
 } rv_km;
 
 /* Layers of 2 and 1 heads of 32, tail and batch of a block; state: RV_KM_STATE floats of it. */
@@ -30,6 +31,8 @@ rv_kv_format rv_km_format(rv_kv_type type, rv_kv_type store, bool rotate, bool s
  * hash of 8 bits. */
 rv_kv_cache *rv_km_open(const rv_kv_format *f, uint64_t pages, bool share, rv_fit fit);
 void rv_km_new(rv_km *s, rv_kv_cache *c, uint64_t id);
+void rv_km_new_tail(rv_km *s, rv_kv_cache *c, uint64_t id, size_t tail);
+rv_kv_scope rv_km_scope(const rv_km *s);
 void rv_km_free(rv_km *s);
 void rv_km_fork(rv_km *to, const rv_km *s);
 /* Start with what the cache has of tok; as rv_kv_match, which rv_kv_peek must foretell. */

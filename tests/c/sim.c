@@ -84,9 +84,18 @@ sim_opts sim_random(uint64_t seed) {
     return o;
 }
 
-/* Most tokens of a request. */
-static size_t limit_of(const sim *s) {
-    return RV_MIN(s->o.sched.n_ctx, rv_kv_cache_capacity(s->cache));
+/* Most tokens of a request with that tail. */
+static size_t limit_of(const sim *s, size_t tail) {
+    return RV_MIN(s->o.sched.n_ctx, rv_kv_cache_capacity(s->cache, tail));
+}
+
+static size_t *least_of(sim *s, size_t tail) {
+    return &s->least_limit[tail / RV_KV_BLOCK];
+}
+
+static void note_limits(sim *s) {
+    for (size_t tail = 0; tail <= SIM_MAX_TAIL; tail += RV_KV_BLOCK)
+        *least_of(s, tail) = RV_MIN(*least_of(s, tail), limit_of(s, tail));
 }
 
 void sim_open(sim *s, const sim_opts *o, uint64_t seed) {
@@ -113,7 +122,8 @@ void sim_open(sim *s, const sim_opts *o, uint64_t seed) {
     if (st != RV_OK) fprintf(stderr, "%s\n", err.msg);
     SIM_CHECK(s, st == RV_OK);
     s->budget = c.budget;
-    s->least_limit = limit_of(s);
+    memset(s->least_limit, 0xff, sizeof s->least_limit);
+    note_limits(s);
 }
 
 static void free_req(sim_req *q) {
@@ -170,7 +180,7 @@ void sim_append(sim_req *q, int32_t tok) {
         q->hash = realloc(q->hash, q->cap * sizeof *q->hash);
         CHECK(q->tok && q->hash);
     }
-    if (q->n == 0) q->hash[0] = sim_start(q->identity, q->n_identity);
+    if (q->n == 0) q->hash[0] = sim_start(&q->scope);
     q->tok[q->n] = tok;
     q->hash[q->n + 1] = sim_more(q->hash[q->n], tok);
     q->n++;
@@ -193,15 +203,15 @@ static void check_refusal(sim *s, const sim_req *q, rv_status st, const rv_err *
         return;
     }
     s->n_refused++;
-    SIM_CHECK(s, q->n >= limit_of(s) || t.n_waiting >= s->o.sched.max_queue ||
+    SIM_CHECK(s, q->n >= limit_of(s, q->scope.tail) || t.n_waiting >= s->o.sched.max_queue ||
                      strstr(err->msg, "tokens wait"));
 }
 
 static sim_req *say(const int32_t *tok, size_t n, const rv_sched_request *how) {
     sim_req *q = calloc(1, sizeof *q);
     CHECK(q);
-    q->n_identity = how->n_identity;
-    if (how->n_identity) memcpy(q->identity, how->identity, how->n_identity);
+    q->scope = (rv_kv_scope){q->identity, how->scope.n, how->scope.tail};
+    if (q->scope.n) memcpy(q->identity, how->scope.identity, q->scope.n);
     for (size_t i = 0; i < n; i++) sim_append(q, tok[i]);
     return q;
 }
@@ -254,14 +264,15 @@ static void check_end(sim *s, const sim_req *q, const rv_sched_event *e) {
     switch (e->finish) {
     case RV_FINISH_STOP: SIM_CHECK(s, ended || q->asked == RV_FINISH_STOP); break;
     case RV_FINISH_LENGTH:
-        SIM_CHECK(s, q->n == q->n_prompt + q->max_tokens || q->n == limit_of(s) ||
-                         (s->o.budget && q->n >= s->least_limit));
+        SIM_CHECK(s, q->n == q->n_prompt + q->max_tokens || q->n == limit_of(s, q->scope.tail) ||
+                         (s->o.budget && q->n >= *least_of(s, q->scope.tail)));
         break;
     case RV_FINISH_CANCELLED: SIM_CHECK(s, q->asked == RV_FINISH_CANCELLED); break;
     case RV_FINISH_DEADLINE: SIM_CHECK(s, q->deadline_ms && q->deadline_ms <= s->clock_ms); break;
     default:
-        SIM_CHECK(s, (q->failed && e->status == RV_EINTERNAL) ||
-                         (s->o.budget && q->n > s->least_limit && e->status == RV_EFULL));
+        SIM_CHECK(s,
+                  (q->failed && e->status == RV_EINTERNAL) ||
+                      (s->o.budget && q->n > *least_of(s, q->scope.tail) && e->status == RV_EFULL));
     }
 }
 
@@ -383,14 +394,15 @@ static size_t draw_prompt(sim *s, int32_t *tok, rv_sched_request *how, uint64_t 
     if (kind == 0 && p && p->n < MAX_TRACE / 2) {
         n = p->n;
         memcpy(tok, p->tok, n * sizeof *tok);
-        how->identity = p->n_identity ? p->identity : NULL;
-        how->n_identity = p->n_identity;
+        how->scope = p->scope;
     } else {
         if (kind < 3) n = system_prompt(s, tok);
         if (document) n = text(document, 200, tok);
         static const char *const identities[] = {"", "a", "ab"};
-        how->identity = identities[sim_below(s, 20) ? 0 : sim_below(s, 3)];
-        how->n_identity = strlen(how->identity);
+        how->scope.identity = identities[sim_below(s, 20) ? 0 : sim_below(s, 3)];
+        how->scope.n = strlen(how->scope.identity);
+        if (s->o.store != RV_KV_AUTO && sim_below(s, 4) == 0)
+            how->scope.tail = (1 + sim_below(s, SIM_MAX_TAIL / RV_KV_BLOCK)) * RV_KV_BLOCK;
     }
     const size_t more = 1 + sim_below(s, s->o.max_prompt);
     for (size_t i = 0; i < more; i++) tok[n + i] = (int32_t)sim_below(s, SIM_VOCAB);
@@ -423,7 +435,7 @@ static void other_budget(sim *s) {
     const uint64_t half = s->budget / 2;
     rv_budget_resize(rv_kv_cache_budget(s->cache),
                      sim_below(s, 4) ? half + sim_below(s, half) : s->budget);
-    s->least_limit = RV_MIN(s->least_limit, limit_of(s));
+    note_limits(s);
     s->n_budgets++;
 }
 
@@ -439,7 +451,7 @@ static void guest_comes(sim *s) {
     int32_t tok[MAX_TRACE];
     rv_sched_request how = {0};
     const size_t n = draw_prompt(s, tok, &how, 0);
-    const rv_status st = rv_kv_new(&s->guest, s->cache, how.identity, how.n_identity, NULL);
+    const rv_status st = rv_kv_new(&s->guest, s->cache, &how.scope, NULL);
     SIM_CHECK(s, st == RV_OK || (st == RV_ENOMEM && s->o.fail_alloc));
     if (st != RV_OK) return;
     s->guest_text = say(tok, n, &how);

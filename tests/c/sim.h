@@ -14,11 +14,13 @@
 enum { SIM_DIM = 32, SIM_VOCAB = 512, SIM_MAX_IDENTITY = 8 };
 
 /* The model. */
-uint64_t sim_start(const void *identity, size_t n);
+uint64_t sim_start(const rv_kv_scope *scope);
 uint64_t sim_more(uint64_t hash, int32_t tok);
 int32_t sim_token(uint64_t hash);
 bool sim_is_end(int32_t tok);
 uint64_t sim_mix(uint64_t x); /* bits of x, scattered */
+
+enum { SIM_MAX_TAIL = 4 * RV_KV_BLOCK };
 
 typedef struct sim_req { /* what was asked and what came */
     uint64_t id;
@@ -30,7 +32,7 @@ typedef struct sim_req { /* what was asked and what came */
     rv_finish asked;                 /* by cancel */
     bool failed;                     /* the model failed for it alone */
     char identity[SIM_MAX_IDENTITY];
-    size_t n_identity;
+    rv_kv_scope scope;
     rv_finish finish; /* RV_FINISH_NONE: not yet */
     rv_sched_event last;
     uint64_t ended; /* which step */
@@ -68,8 +70,9 @@ typedef struct sim {
     /* a sequence that the scheduler does not know, and its text */
     rv_kv *guest;
     sim_req *guest_text;
-    uint64_t budget;    /* bytes, when nobody changes it */
-    size_t least_limit; /* of the tokens of a request, under all budgets so far */
+    uint64_t budget; /* bytes, when nobody changes it */
+    /* Of the tokens of a request, under all budgets so far: by tail, in blocks. */
+    size_t least_limit[SIM_MAX_TAIL / RV_KV_BLOCK + 1];
     /* counts */
     uint64_t n_ended, n_by_finish[RV_FINISH_ERROR + 1], n_refused, n_events, n_step_failed;
     uint64_t n_swapped_in, max_wait, n_over_preempted, n_budgets, n_guests;

@@ -13,9 +13,10 @@ uint64_t sim_mix(uint64_t z) {
     return z ^ (z >> 31);
 }
 
-uint64_t sim_start(const void *identity, size_t n) {
-    uint64_t h = 0x243f6a8885a308d3u + n;
-    for (size_t i = 0; i < n; i++) h = sim_mix(h ^ ((const uint8_t *)identity)[i]);
+uint64_t sim_start(const rv_kv_scope *scope) {
+    const uint64_t tail = scope->tail ? scope->tail : RV_KV_BLOCK; /* the cache's */
+    uint64_t h = 0x243f6a8885a308d3u + scope->n + tail * 0x100000001b3u;
+    for (size_t i = 0; i < scope->n; i++) h = sim_mix(h ^ ((const uint8_t *)scope->identity)[i]);
     return h;
 }
 
@@ -207,7 +208,7 @@ static size_t swap_in(void *ctx, uint64_t request, rv_kv *kv, const int32_t *tok
     /* The last token is not in the cache, and may not have been reported yet. */
     SIM_CHECK(s, q && q->n_saved == n && n <= q->n && rv_kv_len(kv) == 0);
     if (sim_chance(s, s->o.fail_swap)) return 0;
-    const size_t most = s->o.store == RV_KV_AUTO ? n : rv_kv_cache_format(s->cache)->tail;
+    const size_t most = rv_kv_most(kv);
     for (size_t len = 0, m; len < n; len += m) {
         m = RV_MIN(most, n - len);
         if (rv_kv_reserve(kv, m, NULL, NULL) != RV_OK) return len; /* what came is right */

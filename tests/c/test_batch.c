@@ -166,7 +166,7 @@ static void engine_survives_failed_allocations(void) {
                                       ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
             CHECK((size_t)rv_model_get_info(m)->n_vocab <= sizeof every * 8);
             q.allow = every;
-            q.salt = (rv_str){"s", 1};
+            q.scope.salt = (rv_str){"s", 1};
             while (rv_engine_submit(e, &q, &id[i], &err) != RV_OK) {
                 CHECK(err.code == RV_ENOMEM);
                 n_failed++;
@@ -389,7 +389,7 @@ static void preempted_requests_wait_on_disk(void) {
     }
 }
 
-static const rv_str SALT = {"salt", 4};
+static const rv_scope SCOPE = {.salt = {"salt", 4}};
 
 /* What a request gives that finds its beginning in a file. */
 static got restored(rv_engine *e, const ask *a, const char *path, size_t n) {
@@ -398,7 +398,7 @@ static got restored(rv_engine *e, const ask *a, const char *path, size_t n) {
     got g = {0};
     q.restore = path;
     q.n_restore = n;
-    q.salt = SALT;
+    q.scope = SCOPE;
     CHECK(rv_engine_submit(e, &q, &id, NULL) == RV_OK);
     drain(e, id, &g);
     return g;
@@ -406,17 +406,18 @@ static got restored(rv_engine *e, const ask *a, const char *path, size_t n) {
 
 static void forget(rv_engine *e, const int32_t *tok, size_t n) {
     size_t found;
-    CHECK(rv_engine_forget(e, SALT, tok, n, NULL) == RV_OK);
-    CHECK(rv_engine_peek(e, SALT, tok, n, &found, NULL) == RV_OK && found == 0);
+    CHECK(rv_engine_forget(e, &SCOPE, tok, n, NULL) == RV_OK);
+    CHECK(rv_engine_peek(e, &SCOPE, tok, n, &found, NULL) == RV_OK && found == 0);
 }
 
 static void park(rv_engine *e, const char *path, const int32_t *tok, size_t n, size_t n_want) {
     size_t n_kept, n_pieces = 0;
     uint64_t n_bytes;
     bool done = false;
-    CHECK(rv_engine_park(e, path, SALT, tok, n, &n_kept, &n_bytes, NULL) == RV_OK);
+    CHECK(rv_engine_park(e, path, &SCOPE, tok, n, &n_kept, &n_bytes, NULL) == RV_OK);
     CHECK(n_kept == n_want && (n_bytes > 0) == (n_want > 0));
-    if (n_want) CHECK(rv_engine_park(e, path, SALT, tok, n, &n_kept, &n_bytes, NULL) == RV_ESTATE);
+    if (n_want)
+        CHECK(rv_engine_park(e, path, &SCOPE, tok, n, &n_kept, &n_bytes, NULL) == RV_ESTATE);
     for (; !done; n_pieces++) CHECK(rv_engine_park_more(e, 1, &done, NULL) == RV_OK);
     CHECK(n_want == 0 || n_pieces > 1);
     CHECK((access(path, F_OK) == 0) == (n_want > 0));
@@ -495,7 +496,7 @@ static void disk_without_memory(void) {
         bool done = false;
         const size_t live = rv_live_bytes();
         rv_test_fail_alloc_at(k);
-        const rv_status st = rv_engine_park(e, path, SALT, b.tok, b.n, &n_kept, &n_bytes, NULL);
+        const rv_status st = rv_engine_park(e, path, &SCOPE, b.tok, b.n, &n_kept, &n_bytes, NULL);
         rv_test_fail_alloc_at(-1);
         CHECK(st == RV_OK || st == RV_ENOMEM);
         CHECK(n_kept ? n_kept == 48 && st == RV_OK : rv_live_bytes() == live);
@@ -508,7 +509,7 @@ static void disk_without_memory(void) {
         got g = {0};
         q.restore = path;
         q.n_restore = 48;
-        q.salt = SALT;
+        q.scope = SCOPE;
         rv_test_fail_alloc_at(k);
         while (rv_engine_submit(e, &q, &id, NULL) != RV_OK) continue;
         drain(e, id, &g);
@@ -539,7 +540,7 @@ static void spill_options_are_checked(void) {
     q.restore = "x";
     q.n_restore = 5;
     CHECK(rv_engine_submit(e, &q, &id, &err) == RV_EUNSUPPORTED && strstr(err.msg, "spill_dir"));
-    CHECK(rv_engine_park(e, "x", (rv_str){0}, a.tok, a.n, &n, &n_bytes, &err) == RV_EUNSUPPORTED);
+    CHECK(rv_engine_park(e, "x", &SCOPE, a.tok, a.n, &n, &n_bytes, &err) == RV_EUNSUPPORTED);
     CHECK(rv_engine_park_more(e, 1, &done, &err) == RV_OK && done);
     rv_engine_free(&e);
     rv_model_free(&m);

@@ -116,9 +116,9 @@ static void beginnings_are_shared(void) {
     CHECK(rv_km_match(&a, text(3, 112), 112) == 0);
     grow_to(&a, 3, 112, 60);
     CHECK(rv_kv_match(a.kv, text(3, 112), 112) == 0); /* it is not empty */
-    CHECK(rv_kv_peek(c, &id, sizeof id, text(3, 200), 200) == 112);
-    CHECK(rv_kv_peek(c, &id, sizeof id, text(3, 200), 113) == 112);
-    CHECK(rv_kv_peek(c, &id, sizeof id - 1, text(3, 200), 113) == 0);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, sizeof id, 0}, text(3, 200), 200) == 112);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, sizeof id, 0}, text(3, 200), 113) == 112);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, sizeof id - 1, 0}, text(3, 200), 113) == 0);
     CHECK(rv_km_match(&b, text(3, 112), 112) == 111); /* the last page in part */
     const uint64_t used = stats_of(c).pages.n_used[0];
     CHECK(used == 7 && rv_kv_page(a.kv, false, 6) == rv_kv_page(b.kv, false, 6));
@@ -138,7 +138,7 @@ static void beginnings_are_shared(void) {
     CHECK(rv_km_match(&b, text(3, 112), 112) == 111 && rv_km_truncate(&b, 20) == RV_OK);
     grow_to(&b, 4, 80, 80);
     memcpy(a.tok, b.tok, sizeof b.tok);
-    CHECK(rv_kv_peek(c, &id, sizeof id, a.tok, 81) == 80);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, sizeof id, 0}, a.tok, 81) == 80);
     rv_km_free(&b);
     rv_km_new(&a, c, 2); /* another identity */
     CHECK(rv_km_match(&a, text(3, 112), 112) == 0);
@@ -211,6 +211,50 @@ static void old_blocks_move_to_the_store(void) {
     rv_pool_free(&pool);
 }
 
+/* Where the store ends depends on a sequence's own tail, and nothing is shared with other tails. */
+static void sequences_have_tails_of_their_own(void) {
+    rv_kv_format f = rv_km_format(RV_KV_F16, RV_KV_Q8_0, true, false);
+    rv_kv_cache *c = rv_km_open(&f, 300, true, RV_FIT_FIRST);
+    const size_t tails[] = {0, 64, 128, 256, 1 << 20}, begins[] = {320, 320, 256, 128, 0};
+    const size_t known[] = {0, 399, 0, 0, 0}; /* 64 is the format's */
+    static rv_km s[5], t;
+    for (size_t i = 0; i < RV_COUNT(tails); i++) {
+        rv_km_new_tail(&s[i], c, 1, tails[i]);
+        CHECK(rv_kv_most(s[i].kv) == (tails[i] ? tails[i] : 64));
+        CHECK(rv_km_match(&s[i], text(4, 400), 400) == known[i]);
+        grow_to(&s[i], 4, 400, 50);
+        CHECK(rv_kv_boundary(s[i].kv, 400) == begins[i]);
+        rv_km_check(&s[i], 1);
+        rv_km_fork(&t, &s[i]);
+        CHECK(rv_kv_boundary(t.kv, 400) == begins[i]);
+        CHECK(rv_km_truncate(&t, 400 - RV_KV_BLOCK) == RV_OK); /* K4 */
+        rv_km_check(&t, 1);
+        rv_km_free(&t);
+    }
+    for (size_t i = 0; i < RV_COUNT(tails); i++) {
+        const rv_kv_scope scope = rv_km_scope(&s[i]);
+        CHECK(rv_kv_peek(c, &scope, text(4, 400), 400) == 399);
+        rv_km_free(&s[i]);
+        rv_km_new_tail(&s[i], c, 1, tails[i]);
+        CHECK(rv_km_match(&s[i], text(4, 400), 400) == 399);
+        rv_km_check(&s[i], 1);
+        rv_km_free(&s[i]);
+    }
+    const rv_kv_scope odd = {NULL, 0, 65};
+    CHECK(rv_kv_new(&t.kv, c, &odd, NULL) == RV_EARG && !t.kv);
+    CHECK(rv_kv_cache_capacity(c, 128) <= rv_kv_cache_capacity(c, 64));
+    CHECK(rv_kv_cache_capacity(c, 1 << 20) < rv_kv_cache_capacity(c, 128));
+    close_cache(&c);
+    f = rv_km_format(RV_KV_F16, RV_KV_AUTO, false, false);
+    c = rv_km_open(&f, 300, true, RV_FIT_FIRST);
+    rv_km_new(&s[0], c, 1);
+    grow_to(&s[0], 4, 100, 100);
+    rv_km_new_tail(&s[1], c, 1, 128); /* without a store it means nothing */
+    CHECK(rv_km_match(&s[1], text(4, 100), 100) == 96 && rv_kv_most(s[1].kv) > 1000);
+    rv_km_free(&s[0]), rv_km_free(&s[1]);
+    close_cache(&c);
+}
+
 /* With a store a sequence can start where the pages of both tiers are kept. */
 static void both_tiers_are_shared(void) {
     const rv_kv_format f = rv_km_format(RV_KV_F16, RV_KV_Q8_0, true, false);
@@ -230,14 +274,14 @@ static void both_tiers_are_shared(void) {
     /* HOT pages that were let go first are evicted first: shorter beginnings cannot be resumed,
      * the whole still can. */
     rv_km_new(&a, c, 1);
-    CHECK(rv_kv_peek(c, &a.id, sizeof a.id, text(6, 301), 301) == 288);
-    CHECK(rv_kv_peek(c, &a.id, sizeof a.id, text(6, 301), 101) == 100);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&a.id, sizeof a.id, 0}, text(6, 301), 301) == 288);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&a.id, sizeof a.id, 0}, text(6, 301), 101) == 100);
     const rv_kv_cache_stats s = stats_of(c);
     const uint64_t budget = s.pages.budget_bytes;
     CHECK(rv_budget_resize(rv_kv_cache_budget(c), s.pages.held_bytes - 1) == 0);
     CHECK(rv_budget_resize(rv_kv_cache_budget(c), budget) == 0);
-    CHECK(rv_kv_peek(c, &a.id, sizeof a.id, text(6, 301), 101) == 0);
-    CHECK(rv_kv_peek(c, &a.id, sizeof a.id, text(6, 301), 301) == 288);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&a.id, sizeof a.id, 0}, text(6, 301), 101) == 0);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&a.id, sizeof a.id, 0}, text(6, 301), 301) == 288);
     CHECK(rv_km_match(&a, text(6, 301), 301) == 288);
     grow_to(&a, 6, 300, 12);
     rv_km_fork(&b, &a);
@@ -452,7 +496,8 @@ static void fail_new(failing *f, rv_km *s, rv_kv_cache *c, const rv_km *from) {
     const uint64_t n = stats_of(c).n_sequences;
     rv_kv *kv;
     rv_test_fail_alloc_at(f->k);
-    const rv_status st = from ? rv_kv_fork(&kv, from->kv, NULL) : rv_kv_new(&kv, c, "x", 1, NULL);
+    const rv_status st =
+        from ? rv_kv_fork(&kv, from->kv, NULL) : rv_kv_new(&kv, c, &(rv_kv_scope){"x", 1, 0}, NULL);
     rv_test_fail_alloc_at(-1);
     if (st != RV_OK) {
         CHECK(st == RV_ENOMEM && !kv && rv_live_bytes() == live && stats_of(c).n_sequences == n);
@@ -477,7 +522,7 @@ static void fail_once(failing *f, const rv_kv_format *fmt) {
     fail_grow(f, &a, 1, 40, NULL);
     fail_new(f, &d, c, NULL);
     rv_test_fail_alloc_at(f->k);
-    const size_t would = rv_kv_peek(c, &d.id, sizeof d.id, text(1, 150), 150);
+    const size_t would = rv_kv_peek(c, &(rv_kv_scope){&d.id, sizeof d.id, 0}, text(1, 150), 150);
     rv_test_fail_alloc_at(f->k);
     const size_t found = rv_km_match(&d, text(1, 150), 150);
     rv_test_fail_alloc_at(-1);
@@ -587,10 +632,9 @@ static void random_text(world *w, int32_t *tok, size_t n) {
 
 static void random_grow(world *w, rv_km *s, size_t n) {
     static int32_t tok[RV_KM_LEN];
-    const rv_kv_format *f = rv_kv_cache_format(w->c);
     random_text(w, tok, RV_KM_LEN);
     n = RV_MIN(n, RV_KM_LEN - s->n);
-    if (f->store != RV_KV_AUTO) n = RV_MIN(n, f->tail);
+    n = RV_MIN(n, rv_kv_most(s->kv));
     const rv_kv_cache_stats before = stats_of(w->c);
     const rv_status st = rv_km_grow(s, tok + (pick(w, 2) ? s->n : 0) % 500, n, NULL, NULL);
     CHECK(st == RV_OK || st == RV_EFULL);
@@ -606,9 +650,10 @@ static void random_grow(world *w, rv_km *s, size_t n) {
 static void random_new(world *w, rv_km *s) {
     static int32_t tok[RV_KM_LEN];
     const size_t n = pick(w, 200);
-    rv_km_new(s, w->c, pick(w, 8) == 0);
+    rv_km_new_tail(s, w->c, pick(w, 8) == 0, pick(w, 4) ? 0 : pick(w, 4) * RV_KV_BLOCK);
     random_text(w, tok, n);
-    const size_t found = rv_kv_peek(w->c, &s->id, sizeof s->id, tok, n);
+    const rv_kv_scope scope = rv_km_scope(s);
+    const size_t found = rv_kv_peek(w->c, &scope, tok, n);
     CHECK(rv_km_match(s, tok, n) == found);
     rv_km_check(s, 1);
     for (size_t m; s->n < n;) {
@@ -760,7 +805,7 @@ static void *work(void *arg) {
         rv_km_check(&s[0], 3);
         rv_km_free(&s[0]);
         if (r % 3 == 0) rv_kv_cache_has_room(w->c, 100);
-        rv_kv_peek(w->c, &s[1].id, sizeof s[1].id, text(x, n), n);
+        rv_kv_peek(w->c, &(rv_kv_scope){&s[1].id, sizeof s[1].id, 0}, text(x, n), n);
         rv_km_check(&s[1], 3);
         if (s[1].n > 5) rv_km_truncate(&s[1], s[1].n - 5);
         rv_km_grow(&s[1], text(x + 2, 10), 10, NULL, NULL);
@@ -804,19 +849,19 @@ static void what_is_forgotten_is_nobody_elses(void) {
     grow_to(&a, 1, 200, 64);
     grow_to(&b, 11, 200, 64); /* the same in its first 50 */
     rv_km_free(&a);
-    rv_kv_forget(c, &id, size, text(11, 200), 200); /* it is in use */
-    CHECK(rv_kv_peek(c, &id, size, text(11, 200), 200) == 192);
-    CHECK(rv_kv_peek(c, &id, size, text(1, 200), 200) == 192);
-    rv_kv_forget(c, &id, size, text(1, 190), 190);
-    CHECK(rv_kv_peek(c, &id, size, text(1, 200), 200) == 192); /* it goes on */
-    rv_kv_forget(c, &id, size, text(1, 200), 200);
-    CHECK(rv_kv_peek(c, &id, size, text(1, 200), 200) == 50);
-    CHECK(rv_kv_peek(c, &id, size, text(11, 200), 200) == 192);
+    rv_kv_forget(c, &(rv_kv_scope){&id, size, 0}, text(11, 200), 200); /* it is in use */
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, size, 0}, text(11, 200), 200) == 192);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, size, 0}, text(1, 200), 200) == 192);
+    rv_kv_forget(c, &(rv_kv_scope){&id, size, 0}, text(1, 190), 190);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, size, 0}, text(1, 200), 200) == 192); /* it goes on */
+    rv_kv_forget(c, &(rv_kv_scope){&id, size, 0}, text(1, 200), 200);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, size, 0}, text(1, 200), 200) == 50);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, size, 0}, text(11, 200), 200) == 192);
     rv_km_check(&b, 1);
     rv_km_free(&b);
-    rv_kv_forget(c, "other", 5, text(11, 200), 200);
-    CHECK(rv_kv_peek(c, &id, size, text(11, 200), 200) == 192);
-    rv_kv_forget(c, &id, size, text(11, 200), 200);
+    rv_kv_forget(c, &(rv_kv_scope){"other", 5, 0}, text(11, 200), 200);
+    CHECK(rv_kv_peek(c, &(rv_kv_scope){&id, size, 0}, text(11, 200), 200) == 192);
+    rv_kv_forget(c, &(rv_kv_scope){&id, size, 0}, text(11, 200), 200);
     CHECK(stats_of(c).pages.held_bytes == 0 && stats_of(c).prefix.n_nodes == 0);
     close_cache(&c);
 }
@@ -827,6 +872,7 @@ const rv_test tests_kv[] = {
      contents_survive_chunks_forks_and_truncations},
     {"beginnings_are_shared", beginnings_are_shared},
     {"old_blocks_move_to_the_store", old_blocks_move_to_the_store},
+    {"sequences_have_tails_of_their_own", sequences_have_tails_of_their_own},
     {"both_tiers_are_shared", both_tiers_are_shared},
     {"states_are_kept_where_they_are_wanted", states_are_kept_where_they_are_wanted},
     {"nothing_is_resumed_without_all_its_pages", nothing_is_resumed_without_all_its_pages},

@@ -101,19 +101,20 @@ static void comes_back(bool store, bool state, size_t n) {
     rv_kv *a, *b;
     rv_err err = {0};
     env_new(&e, store, state);
-    CHECK(rv_kv_new(&a, e.c, "x", 1, NULL) == RV_OK);
+    CHECK(rv_kv_new(&a, e.c, &(rv_kv_scope){"x", 1, 0}, NULL) == RV_OK);
     extend(&e, a, n);
     CHECK(rv_kv_save(a, e.path, TAG, &err) == RV_OK);
     rv_kv_cache *old = e.c;
     make_cache(&e, store, state); /* as another process would */
-    CHECK(rv_kv_new(&b, e.c, "x", 1, NULL) == RV_OK);
+    CHECK(rv_kv_new(&b, e.c, &(rv_kv_scope){"x", 1, 0}, NULL) == RV_OK);
     CHECK(rv_kv_load(b, e.path, TAG, e.tok, n + 1, &err) == RV_OK && rv_kv_len(b) == n);
     same(&e, a, b);
     extend(&e, a, n + 130); /* and both go on alike */
     extend(&e, b, n + 130);
     same(&e, a, b);
     rv_kv_free(&b);
-    CHECK(rv_kv_new(&b, e.c, "x", 1, NULL) == RV_OK); /* what was loaded is shared */
+    CHECK(rv_kv_new(&b, e.c, &(rv_kv_scope){"x", 1, 0}, NULL) ==
+          RV_OK); /* what was loaded is shared */
     CHECK(rv_kv_match(b, e.tok, n + 130) > 0 || n < 16);
     rv_kv_free(&b);
     rv_kv_free(&a);
@@ -133,7 +134,7 @@ static void kvfile_of_another_continuation(void) {
         env e;
         rv_kv *a, *b;
         env_new(&e, k & 1, k & 2);
-        CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
+        CHECK(rv_kv_new(&a, e.c, NULL, NULL) == RV_OK);
         extend(&e, a, 400);
         CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
         rv_kv_cache *old = e.c;
@@ -141,7 +142,7 @@ static void kvfile_of_another_continuation(void) {
         for (size_t i = 0; i < RV_COUNT(parts); i++) {
             const size_t at = parts[i];
             make_cache(&e, k & 1, k & 2);
-            CHECK(rv_kv_new(&b, e.c, NULL, 0, NULL) == RV_OK);
+            CHECK(rv_kv_new(&b, e.c, NULL, NULL) == RV_OK);
             int32_t tok[MAX];
             memcpy(tok, e.tok, sizeof tok);
             tok[at] = -5;
@@ -153,7 +154,7 @@ static void kvfile_of_another_continuation(void) {
             if (k == 1 && at == 395) CHECK(got == 395);
             extend(&e, b, 500);
             rv_kv_free(&a);
-            CHECK(rv_kv_new(&a, old, NULL, 0, NULL) == RV_OK);
+            CHECK(rv_kv_new(&a, old, NULL, NULL) == RV_OK);
             extend(&e, a, 500);
             same(&e, a, b);
             rv_kv_free(&b);
@@ -189,7 +190,7 @@ static void kvfile_finds_damage(void) {
     size_t n;
     uint64_t seed = 5;
     env_new(&e, true, true);
-    CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&a, e.c, NULL, NULL) == RV_OK);
     extend(&e, a, 330);
     CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
     uint8_t *p = slurp(e.path, &n);
@@ -200,7 +201,7 @@ static void kvfile_finds_damage(void) {
         p[at] ^= (uint8_t)(1 << rv_test_rand(&seed) % 8);
         spit(e.path, p, n);
         p[at] = was;
-        CHECK(rv_kv_new(&b, e.c, "other", 5, NULL) == RV_OK);
+        CHECK(rv_kv_new(&b, e.c, &(rv_kv_scope){"other", 5, 0}, NULL) == RV_OK);
         const rv_status st = rv_kv_load(b, e.path, TAG, e.tok, 400, &err);
         if (st == RV_OK) {
             CHECK(at > 1500 && rv_kv_len(b) == 330); /* what fills up to whole sectors */
@@ -212,11 +213,31 @@ static void kvfile_finds_damage(void) {
     }
     for (size_t cut = 0; cut < n; cut += cut < 2048 ? 13 : 4096) {
         spit(e.path, p, cut);
-        CHECK(rv_kv_new(&b, e.c, NULL, 0, NULL) == RV_OK);
+        CHECK(rv_kv_new(&b, e.c, NULL, NULL) == RV_OK);
         CHECK(rv_kv_load(b, e.path, TAG, e.tok, 400, NULL) == RV_EFORMAT && rv_kv_len(b) == 0);
         rv_kv_free(&b);
     }
     free(p);
+    rv_kv_free(&a);
+    env_free(&e);
+}
+
+/* Another tail is another format. */
+static void kvfile_is_of_one_tail(void) {
+    env e;
+    rv_kv *a, *b;
+    const rv_kv_scope scope = {NULL, 0, 192}, same_scope = {"y", 1, 192};
+    env_new(&e, true, false);
+    CHECK(rv_kv_new(&a, e.c, &scope, NULL) == RV_OK);
+    extend(&e, a, 330);
+    CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
+    CHECK(rv_kv_new(&b, e.c, NULL, NULL) == RV_OK);
+    CHECK(rv_kv_load(b, e.path, TAG, e.tok, 400, NULL) == RV_EUNSUPPORTED && rv_kv_len(b) == 0);
+    rv_kv_free(&b);
+    CHECK(rv_kv_new(&b, e.c, &same_scope, NULL) == RV_OK);
+    CHECK(rv_kv_load(b, e.path, TAG, e.tok, 400, NULL) == RV_OK && rv_kv_len(b) == 330);
+    same(&e, a, b);
+    rv_kv_free(&b);
     rv_kv_free(&a);
     env_free(&e);
 }
@@ -227,21 +248,21 @@ static void kvfile_refuses_what_is_foreign(void) {
     rv_kv *a, *b;
     rv_err err = {0};
     env_new(&e, false, false);
-    CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&a, e.c, NULL, NULL) == RV_OK);
     CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_EARG);
     CHECK(rv_kv_load(a, e.path, TAG, e.tok, 9, NULL) == RV_ENOTFOUND);
     CHECK(rv_kv_load(a, e.dir, TAG, e.tok, 9, NULL) == RV_EIO);
     extend(&e, a, 100);
     CHECK(rv_kv_load(a, e.path, TAG, e.tok, 9, NULL) == RV_ESTATE);
     CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
-    CHECK(rv_kv_new(&b, e.c, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&b, e.c, NULL, NULL) == RV_OK);
     CHECK(rv_kv_load(b, e.path, (rv_str){"a modem", 7}, e.tok, 101, &err) == RV_EUNSUPPORTED);
     CHECK(strstr(err.msg, "another model") && rv_kv_len(b) == 0);
     CHECK(rv_kv_load(b, e.path, (rv_str){"a mode", 6}, e.tok, 101, NULL) == RV_EUNSUPPORTED);
     rv_kv_free(&b);
     env other = e;
     make_cache(&other, true, false);
-    CHECK(rv_kv_new(&b, other.c, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&b, other.c, NULL, NULL) == RV_OK);
     CHECK(rv_kv_load(b, e.path, TAG, e.tok, 101, NULL) == RV_EUNSUPPORTED && rv_kv_len(b) == 0);
     rv_kv_free(&b);
     rv_kv_cache_free(&other.c);
@@ -257,7 +278,7 @@ static void kvfile_survives_a_full_disk(void) {
     size_t n, m;
     struct rlimit was, small;
     env_new(&e, false, true);
-    CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&a, e.c, NULL, NULL) == RV_OK);
     extend(&e, a, 100);
     CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
     uint8_t *p = slurp(e.path, &n);
@@ -290,7 +311,7 @@ static void kvfile_is_written_in_pieces(void) {
     size_t n, m, n_pieces = 0;
     bool done = false;
     env_new(&e, true, true);
-    CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&a, e.c, NULL, NULL) == RV_OK);
     CHECK(rv_kv_writer_new(&w, a, e.path, TAG, false, NULL) == RV_EARG && !w);
     extend(&e, a, 330);
     CHECK(rv_kv_save(a, e.path, TAG, NULL) == RV_OK);
@@ -318,7 +339,7 @@ static void kvfile_without_memory(void) {
     env e;
     rv_kv *a, *b;
     env_new(&e, true, true);
-    CHECK(rv_kv_new(&a, e.c, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&a, e.c, NULL, NULL) == RV_OK);
     extend(&e, a, 300);
     rv_status st = RV_ENOMEM;
     for (long k = 0; st != RV_OK; k++) {
@@ -332,7 +353,7 @@ static void kvfile_without_memory(void) {
     make_cache(&e, true, true);
     st = RV_ENOMEM;
     for (long k = 0; st != RV_OK; k++) {
-        CHECK(rv_kv_new(&b, e.c, NULL, 0, NULL) == RV_OK);
+        CHECK(rv_kv_new(&b, e.c, NULL, NULL) == RV_OK);
         rv_test_fail_alloc_at(k);
         st = rv_kv_load(b, e.path, TAG, e.tok, 301, NULL);
         rv_test_fail_alloc_at(-1);
@@ -343,7 +364,7 @@ static void kvfile_without_memory(void) {
     rv_kv_cache_free(&e.c);
     const rv_kv_cache_opts o = {.budget = 100000, .share = true};
     CHECK(rv_kv_cache_new(&e.c, &e.f, &o, NULL) == RV_OK);
-    CHECK(rv_kv_new(&b, e.c, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&b, e.c, NULL, NULL) == RV_OK);
     CHECK(rv_kv_load(b, e.path, TAG, e.tok, 301, NULL) == RV_EFULL && rv_kv_len(b) == 0);
     extend(&e, b, 20); /* and it is whole */
     rv_kv_free(&b);
@@ -354,6 +375,7 @@ const rv_test tests_kvfile[] = {
     {"kvfile_comes_back", kvfile_comes_back},
     {"kvfile_of_another_continuation", kvfile_of_another_continuation},
     {"kvfile_finds_damage", kvfile_finds_damage},
+    {"kvfile_is_of_one_tail", kvfile_is_of_one_tail},
     {"kvfile_refuses_what_is_foreign", kvfile_refuses_what_is_foreign},
     {"kvfile_survives_a_full_disk", kvfile_survives_a_full_disk},
     {"kvfile_is_written_in_pieces", kvfile_is_written_in_pieces},

@@ -61,7 +61,7 @@ static void open_seq(const engine *e, seq *s, size_t n, uint64_t seed) {
     *s = (seq){.n = n};
     for (size_t i = 0; i < n; i++) s->tok[i] = (int32_t)(rv_test_rand(&seed) % 200);
     s->x = rv_calloc(n * (size_t)e->net->n_embd, sizeof *s->x);
-    CHECK(s->x && rv_kv_new(&s->kv, e->cache, NULL, 0, NULL) == RV_OK);
+    CHECK(s->x && rv_kv_new(&s->kv, e->cache, NULL, NULL) == RV_OK);
 }
 
 static void close_seq(seq *s) {

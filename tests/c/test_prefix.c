@@ -50,7 +50,7 @@ static void collisions_are_found_by_comparing(void) {
     for (int bits = 1; bits <= 64; bits += 7) {
         rv_node roots[2], a[300], b[300];
         open_tree(&p, &t, bits);
-        for (int r = 0; r < 2; r++) roots[r] = rv_prefix_root(t, &r, sizeof r);
+        for (int r = 0; r < 2; r++) roots[r] = rv_prefix_root(t, 0, &r, sizeof r);
         for (uint64_t i = 0; i < 300; i++) {
             CHECK(rv_prefix_child(t, roots[0], tokens(i)) == 0);
             a[i] = rv_prefix_add(t, roots[0], tokens(i));
@@ -85,11 +85,11 @@ static void identities_are_compared_whole(void) {
         rv_node id[RV_COUNT(IDS)];
         open_tree(&p, &t, bits);
         for (size_t i = 0; i < RV_COUNT(IDS); i++) {
-            id[i] = rv_prefix_root(t, IDS[i].p, IDS[i].n);
+            id[i] = rv_prefix_root(t, 0, IDS[i].p, IDS[i].n);
             for (size_t k = 0; k < i; k++) CHECK(id[k] != id[i]);
         }
         for (size_t i = 0; i < RV_COUNT(IDS); i++) {
-            CHECK(rv_prefix_root(t, IDS[i].p, IDS[i].n) == id[i]);
+            CHECK(rv_prefix_root(t, 0, IDS[i].p, IDS[i].n) == id[i]);
             rv_prefix_unlock(t, id[i]);
         }
         CHECK(stats_of(t).n_nodes == RV_COUNT(IDS));
@@ -104,7 +104,7 @@ static void the_longest_beginning_is_found(void) {
     rv_prefix *t;
     size_t n;
     open_tree(&p, &t, 64);
-    const rv_node root = rv_prefix_root(t, NULL, 0);
+    const rv_node root = rv_prefix_root(t, 0, NULL, 0);
     rv_node with[2];
     static const uint64_t NUMBER[] = {0x0ff0, 0x00f0};
     for (int i = 0; i < 2; i++) {
@@ -148,7 +148,7 @@ static void failed_allocations_change_nothing(void) {
         rv_node root = 0, child = 0;
         for (long k = 0; !root; k++) {
             rv_test_fail_alloc_at(k);
-            root = rv_prefix_root(t, &i, sizeof i);
+            root = rv_prefix_root(t, 0, &i, sizeof i);
             rv_test_fail_alloc_at(-1);
             CHECK(stats_of(t).n_nodes == 2 * i + (root != 0));
         }
@@ -163,7 +163,7 @@ static void failed_allocations_change_nothing(void) {
     }
     CHECK(stats_of(t).n_nodes == 800);
     const rv_page page = rv_pages_alloc(p, RV_KEEP_COLD);
-    rv_prefix_put(t, rv_prefix_root(t, "", 1), RV_KEEP_COLD, page);
+    rv_prefix_put(t, rv_prefix_root(t, 0, "", 1), RV_KEEP_COLD, page);
     CHECK(rv_pages_unref(p, page) == 1);
     close_tree(&p, &t); /* gives back what it keeps */
 }
@@ -220,7 +220,7 @@ static int add(model *x, int parent, uint64_t number) {
     const rv_node want = parent < 0 ? 0 : rv_prefix_child(x->t, x->m[parent].node, tokens(number));
     int i = find(x, parent, number);
     if (parent >= 0) CHECK(i >= 0 ? want == x->m[i].node : want == 0);
-    const rv_node node = parent < 0 ? rv_prefix_root(x->t, &number, 1 + number % 3)
+    const rv_node node = parent < 0 ? rv_prefix_root(x->t, 0, &number, 1 + number % 3)
                                     : rv_prefix_add(x->t, x->m[parent].node, tokens(number));
     if (parent >= 0) rv_prefix_lock(x->t, node);
     if (i < 0) {

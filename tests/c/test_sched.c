@@ -73,13 +73,14 @@ static void requests_are_checked(void) {
         {.tok = tok, .n = 0, .max_tokens = 1},
         {.tok = tok, .n = 1, .max_tokens = 0},
         {.tok = tok, .n = 1, .max_tokens = 1, .priority = (rv_priority)4},
-        {.tok = tok, .n = 1, .max_tokens = 1, .n_identity = 2},
+        {.tok = tok, .n = 1, .max_tokens = 1, .scope.n = 2},
+        {.tok = tok, .n = 1, .max_tokens = 1, .scope.tail = 65},
     };
     for (size_t i = 0; i < RV_COUNT(bad); i++)
         CHECK(rv_sched_submit(s.sched, &bad[i], &id, &err) == RV_EARG && err.code == RV_EARG);
     rv_sched_request r = {.tok = tok, .n = 512, .max_tokens = 1};
     CHECK(rv_sched_submit(s.sched, &r, &id, &err) == RV_EFULL && strstr(err.msg, "512"));
-    r.n = rv_kv_cache_capacity(s.cache);
+    r.n = rv_kv_cache_capacity(s.cache, 0);
     CHECK(r.n == 256);
     CHECK(rv_sched_submit(s.sched, &r, &id, &err) == RV_EFULL && strstr(err.msg, "holds 256"));
     CHECK(id == 0);
@@ -270,7 +271,7 @@ static void a_request_may_fill_the_cache(void) {
     o.n_pages = 8;
     sim s;
     sim_open(&s, &o, 2);
-    const size_t cap = rv_kv_cache_capacity(s.cache);
+    const size_t cap = rv_kv_cache_capacity(s.cache, 0);
     CHECK(cap == 128);
     for (int i = 0; i < 20; i++) ask(&s, 20, 400, RV_PRIORITY_NORMAL, 0);
     sim_req *full = ask(&s, cap - 1, 400, RV_PRIORITY_NORMAL, 0);
@@ -320,10 +321,10 @@ static void outsiders_are_waited_for(void) {
     o.n_pages = 16;
     sim s;
     sim_open(&s, &o, 2);
-    const size_t cap = rv_kv_cache_capacity(s.cache);
+    const size_t cap = rv_kv_cache_capacity(s.cache, 0);
     rv_kv *other;
     rv_err err = {0};
-    CHECK(rv_kv_new(&other, s.cache, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&other, s.cache, NULL, NULL) == RV_OK);
     CHECK(rv_kv_reserve(other, cap - 32, NULL, NULL) == RV_OK);
     sim_req *q = ask(&s, 100, 20, RV_PRIORITY_NORMAL, 0);
     rv_sched_event e[8];
@@ -342,7 +343,7 @@ static void outsiders_are_waited_for(void) {
 /* All room that there is, in a sequence that is not the scheduler's. */
 static rv_kv *take_all(sim *s) {
     rv_kv *kv;
-    CHECK(rv_kv_new(&kv, s->cache, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&kv, s->cache, NULL, NULL) == RV_OK);
     for (size_t n = 16; rv_kv_reserve(kv, n, NULL, NULL) == RV_OK;) n += 16;
     return kv;
 }
@@ -548,8 +549,7 @@ static bool submit_with_failure(long k) {
                                     .n = 80 - i,
                                     .max_tokens = 40,
                                     .tenant = i % 3,
-                                    .identity = "x",
-                                    .n_identity = i % 2};
+                                    .scope = {"x", i % 2, 0}};
         uint64_t id;
         rv_err err = {0};
         const rv_status st = rv_sched_submit(s.sched, &r, &id, &err);

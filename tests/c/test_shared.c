@@ -57,7 +57,7 @@ static void caches_yield_idle_pages(void) {
     static rv_km a, d;
     rv_err err = {0};
     share_open(&b, c, 20);
-    const size_t capacity = rv_kv_cache_capacity(c[0]);
+    const size_t capacity = rv_kv_cache_capacity(c[0], 0);
     CHECK(capacity == 320);
     rv_km_new(&a, c[0], 1), rv_km_new(&d, c[1], 1);
     CHECK(grow_to(&a, 1, 16 * 12, NULL) == RV_OK);
@@ -66,7 +66,7 @@ static void caches_yield_idle_pages(void) {
     CHECK(strstr(err.msg, "others hold 147456")); /* 12 pages */
     rv_km_free(&a);
     CHECK(stats_of(c[0]).prefix.n_evictable == 12);
-    CHECK(rv_kv_cache_capacity(c[1]) == capacity); /* whatever others hold */
+    CHECK(rv_kv_cache_capacity(c[1], 0) == capacity); /* whatever others hold */
     CHECK(grow_to(&d, 2, 16 * 9, NULL) == RV_OK);
     CHECK(stats_of(c[0]).prefix.n_evictable == 11); /* one was enough */
     rv_km_check(&d, 1);

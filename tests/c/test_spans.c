@@ -75,7 +75,7 @@ static seq open_seq(const world *w, size_t n, uint64_t seed) {
     const size_t q = (size_t)(w->s.n_head * w->s.d), k = (size_t)(w->s.n_head_kv * w->s.d);
     seq s = {n, noise(n * q, seed), noise(n * k, seed + 1), noise(n * k, seed + 2), NULL, NULL};
     s.out = noise(n * q, 0);
-    CHECK(rv_kv_new(&s.kv, w->cache, NULL, 0, NULL) == RV_OK);
+    CHECK(rv_kv_new(&s.kv, w->cache, NULL, NULL) == RV_OK);
     return s;
 }
 
