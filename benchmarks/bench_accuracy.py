@@ -25,14 +25,17 @@ import numpy as np
 from _common import Figure, options, report
 from numpy.typing import NDArray
 from peer_pipe import Worker, WorkerError
-from random_model import make
+from random_model import SHAPES, write
 
 import ruvllm
 from ruvllm.engine.quantize import quantize
 
 TYPES = "q4_0,q4_1,q5_0,q5_1,q8_0,q2_k,q3_k,q4_k,q5_k,q6_k,iq4_nl,iq4_xs"
 QUICK = "q4_0,q8_0,q4_k"
-SHAPES = ("small-llama", "small-qwen3", "small-lfm2")
+NAMES = ("small-llama", "small-qwen3", "small-lfm2")
+VOCAB = (
+    Path(__file__).parents[1] / "tests/golden/vocab/ggml-vocab-gpt-2.gguf"
+)  # llama.cpp wants one
 N_TOKENS, APART = 256, 0.3
 
 Logits = NDArray[np.float32]  # (N_TOKENS, vocabulary)
@@ -67,8 +70,10 @@ def another_first(full: Logits, other: Logits) -> int:
 
 def readings(shape: str, kind: str, seed: int, folder: Path, peer: Worker | None) -> list[Logits]:
     """Logits of the reference, of ours and, with a peer, of the peer's."""
-    make(shape, folder / f"{shape}-f16.gguf", "f16", seed)  # of which the others are made
-    path, full = make(shape, folder / "q.gguf", kind, seed), folder / "full.gguf"
+    made, path, full = (folder / f"{name}.gguf" for name in ("f16", "q", "f32"))
+    if not made.exists():
+        write(made, SHAPES[shape], seed, VOCAB)
+    quantize(made, path, kind, pure=True)
     quantize(path, full, "f32", pure=True, allow_requantize=True)
     with ruvllm.Model(path, witness=False) as model:
         n_vocab = model.info.n_vocab
@@ -76,8 +81,6 @@ def readings(shape: str, kind: str, seed: int, folder: Path, peer: Worker | None
     rows = [ours(full, ids), ours(path, ids)]
     if peer:
         rows.append(theirs(peer, path, ids))
-    path.unlink()
-    full.unlink()
     return rows
 
 
@@ -85,7 +88,7 @@ def measure(args: argparse.Namespace, peer: Worker | None) -> list[Figure]:
     kinds = (args.types or (QUICK if args.quick else TYPES)).split(",")
     seeds = range(args.seed, args.seed + (1 if args.quick else args.seeds))
     found: dict[tuple[str, str], list[list[Logits]]] = {}
-    for shape in SHAPES:
+    for shape in NAMES:
         for seed in seeds:
             with tempfile.TemporaryDirectory() as folder:
                 for kind in kinds:

@@ -76,8 +76,11 @@ size_t rv_kv_cache_capacity(rv_kv_cache *c, size_t tail) {
         unfilled += 2 * rv_pages_slab_bytes(c->pages, k); /* the first and the last */
     }
     pthread_mutex_unlock(&c->lock);
-    if (n_kinds < 2) unfilled = 0;                     /* one kind of pages fills all */
+    if (n_kinds < 2) unfilled = 0; /* one kind of pages fills all */
+    const size_t least =
+        c->type[COLD] >= 0 ? RV_MIN(c->page_bytes[HOT], c->page_bytes[COLD]) : c->page_bytes[HOT];
     size_t lo = 0, hi = SIZE_MAX / 4 / RV_PAGE_TOKENS; /* in pages: lo fit */
+    if (least) hi = RV_MIN(hi, s.budget_bytes / least);
     while (lo < hi) {
         const size_t mid = lo + (hi - lo + 1) / 2;
         if (holds(c, tail, mid * RV_PAGE_TOKENS, s.budget_bytes, unfilled))

@@ -5,7 +5,7 @@
 #include "rvk.h"
 #include "sim.h"
 
-enum { CHECK_ALL_EVERY = 64 }; /* steps, between those that look at a few positions only */
+enum { CHECK_ALL_EVERY = 256 }; /* steps, between those that look at a few positions only */
 
 uint64_t sim_mix(uint64_t z) {
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
