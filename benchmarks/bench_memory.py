@@ -9,6 +9,7 @@ weights, work areas, the interpreter's own."""
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import tempfile
 import threading
@@ -55,6 +56,12 @@ class Highest:
         self._thread.join()
 
 
+def exactly(nbytes: int) -> np.ndarray[Any, Any]:
+    """Memory that goes back when it is freed: malloc keeps some blocks of this size for later."""
+    area = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(area, np.uint8)
+
+
 class Adapters:
     """Bytes that are read when they are there and made again when they had to go."""
 
@@ -89,7 +96,8 @@ class Adapters:
         except ruvllm.FullError:
             self.refused += 1
             return
-        self.data[i] = np.full(self.nbytes, i, dtype=np.uint8)
+        self.data[i] = exactly(self.nbytes)
+        self.data[i][:] = i
         self.blocks[i] = block
         self.made += 1
         block.unpin()
