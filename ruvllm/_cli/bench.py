@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +14,7 @@ from ruvllm._cli.options import (
     JsonFlag,
     Memory,
     ModelOption,
+    ModelWord,
     Numerics,
     chosen_model,
     flags,
@@ -34,14 +34,7 @@ MOST_SEQUENCES = 1024
 def bench(
     *,
     context: typer.Context,
-    word: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="A GGUF file. Default: the bundled model.",
-            show_default=False,
-        ),
-    ] = None,
+    word: ModelWord = None,
     model: ModelOption = None,
     pp: Annotated[
         int | None,

@@ -13,6 +13,7 @@ from ruvllm._cli import terminal
 from ruvllm._cli.options import (
     JsonFlag,
     ModelOption,
+    ModelWord,
     ThreadsOption,
     chosen_model,
     flags,
@@ -36,14 +37,7 @@ class Store(enum.StrEnum):
 def kv_check(
     *,
     context: typer.Context,
-    word: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="A GGUF file. Default: the bundled model.",
-            show_default=False,
-        ),
-    ] = None,
+    word: ModelWord = None,
     model: ModelOption = None,
     store: Annotated[
         Store, option("--store -s", "8 bits, keys in 8 and values in 4, or 4 bits.", env=False)

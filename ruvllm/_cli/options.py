@@ -342,6 +342,12 @@ VerboseFlag = Annotated[bool, _output("--verbose -v", "Timings and seed, on stde
 ModelOption = Annotated[
     Path | None, option("--model -m", "A GGUF file. Default: the bundled model.", metavar="PATH")
 ]
+ModelWord = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="MODEL", help="A GGUF file. Default: the bundled model.", show_default=False
+    ),
+]
 ThreadsOption = Annotated[int | None, option("--threads -j", "Default: one per core.", metavar="N")]
 
 
