@@ -83,6 +83,7 @@ static void attention(pass *p) {
     rv_run_attention(r, &t);
     const rv_mm out = {&l->wo, r->y, p->e};
     rv_run_mm(r, &out, 1, r->att, q, p->n);
+    p->add = r->y;
     p->bias = l->bo;
 }
 
@@ -101,15 +102,18 @@ static void conv_span(void *arg, size_t i, int i_thread) {
     }
 }
 
+/* The inner values are the product of three projections, which adds up the errors of all, and they
+ * go straight into another: rounded to 8 bits both times they are most of LFM2's error. */
 static void short_conv(pass *p) {
     rv_run *r = p->r;
     const rv_layer *l = p->l;
     const size_t e = p->e;
     const rv_mm in = {&l->conv_in, r->gate, 3 * e};
-    rv_run_mm(r, &in, 1, r->y, e, p->n);
+    rv_run_mm_fine(r, &in, r->y, e, p->n);
     rv_run_tokens(r, p->n_spans, conv_span, p);
-    const rv_mm out = {&l->conv_out, r->y, e};
-    rv_run_mm(r, &out, 1, r->att, e, p->n);
+    const rv_mm out = {&l->conv_out, r->gate, e};
+    rv_run_mm_fine(r, &out, r->att, e, p->n);
+    p->add = r->gate;
     p->bias = NULL;
 }
 
@@ -130,6 +134,8 @@ static void feed_forward(pass *p) {
     rv_run_tokens(r, p->n, swiglu, p);
     const rv_mm out = {&l->down, r->y, p->e};
     rv_run_mm(r, &out, 1, r->gate, f, p->n);
+    p->add = r->y;
+    p->bias = NULL;
 }
 
 static void last_norm(void *arg, size_t i, int i_thread) {
@@ -170,11 +176,9 @@ rv_status rv_decoder_forward(rv_run *r, const rv_span *spans, size_t n_spans,
             attention(&p);
         else
             short_conv(&p);
-        p.add = r->y;
         p.norm = p.l->ffn_norm;
         rv_run_tokens(r, p.n, residual_norm, &p);
         feed_forward(&p);
-        p.bias = NULL;
     }
     rv_run_tokens(r, p.n, last_norm, &p);
     return RV_OK;

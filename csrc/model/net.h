@@ -153,6 +153,9 @@ typedef struct rv_mm {
     size_t ldy;
 } rv_mm;
 void rv_run_mm(rv_run *run, const rv_mm *jobs, size_t n_jobs, const float *x, size_t ldx, size_t n);
+/* The same of one matrix with the rounding of x to 8 bits, if its type wants that, made good: what
+ * it left is rounded and multiplied as well.  Overwrites x; y has room for 2 n rows. */
+void rv_run_mm_fine(rv_run *run, const rv_mm *job, float *x, size_t ldx, size_t n);
 /* fn(arg, i) for every token i < n, in parallel when that pays. */
 void rv_run_tokens(rv_run *run, size_t n, rv_pool_fn fn, void *arg);
 

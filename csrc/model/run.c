@@ -67,7 +67,8 @@ rv_status rv_run_reserve(rv_run *r, size_t n, rv_err *err) {
     const rv_net *net = r->net;
     const size_t e = (size_t)net->n_embd, d = (size_t)net->head_dim;
     const size_t kv = (size_t)net->max_head_kv * d, f = (size_t)net->n_ff;
-    const size_t gate = RV_MAX(f, net->n_conv_layers ? 3 * e : 0);
+    const size_t gate = RV_MAX(f, net->n_conv_layers ? 2 * 3 * e : 0); /* for rv_run_mm_fine */
+    const size_t pack = RV_MAX(packed_bytes(max_in(net)), 2 * packed_bytes(e));
     float **const all[] = {&r->x, &r->y, &r->q, &r->k, &r->v, &r->att, &r->gate, &r->up, &r->cs};
     const size_t width[] = {e,    e,  (size_t)net->n_head * d,
                             kv,   kv, RV_MAX((size_t)net->n_head * d, e),
@@ -79,7 +80,7 @@ rv_status rv_run_reserve(rv_run *r, size_t n, rv_err *err) {
         ok = ok && rv_mul_u64(n, RV_MAX(width[i], (size_t)1) * 4, &bytes) &&
              (*all[i] = rv_alloc_aligned((size_t)bytes)) != NULL;
     }
-    ok = ok && (r->packed = rv_alloc_aligned(n * packed_bytes(max_in(net)))) != NULL &&
+    ok = ok && (r->packed = rv_alloc_aligned(n * pack)) != NULL &&
          (!net->fast || (r->rounded = rv_alloc_aligned(n * rounded_bytes(max_in(net)))) != NULL) &&
          (r->at = rv_calloc(n, sizeof *r->at)) != NULL &&
          (r->tiles = rv_calloc(n, sizeof *r->tiles)) != NULL;
@@ -92,8 +93,9 @@ rv_status rv_run_reserve(rv_run *r, size_t n, rv_err *err) {
 }
 
 size_t rv_run_bytes(const rv_run *r) {
-    const void *const all[] = {r->x,  r->y,  r->q,      r->k,  r->v,     r->att,     r->gate,
-                               r->up, r->cs, r->packed, r->at, r->tiles, r->scratch, r->parts};
+    const void *const all[] = {r->x,       r->y,    r->q,     r->k,       r->v,
+                               r->att,     r->gate, r->up,    r->cs,      r->packed,
+                               r->rounded, r->at,   r->tiles, r->scratch, r->parts};
     size_t bytes = 0;
     for (size_t i = 0; i < RV_COUNT(all); i++) bytes += rv_alloc_bytes(all[i]);
     return bytes;
@@ -179,6 +181,25 @@ static void mm_chunk(void *arg, size_t i_chunk, int i_thread) {
 /* A pass of so many tokens packs a matrix at first sight. */
 enum { MANY_TOKENS = 32 };
 
+/* The products of rows that are packed and rounded as their matrices want. */
+static void multiply(rv_run *r, mm_loop *l, size_t n_jobs) {
+    const size_t threads = (size_t)rv_pool_n_threads(r->pool);
+    size_t rows = 0, chunks = 0;
+    for (size_t i = 0; i < n_jobs; i++) {
+        const rv_mat *m = l->jobs[i].m;
+        rows += m->n_out;
+        l->panels[i] = rv_panels_get(r->net->panels, m, l->n >= MANY_TOKENS, &l->fill[i]);
+    }
+    /* A few chunks per thread even out a lost core; 16 rows keep a claim cheap beside its work. */
+    l->rows_per_chunk = threads == 1 ? (rows + 15) / 16 * 16
+                                     : RV_MAX((size_t)16, (rows / (threads * 8) + 15) / 16 * 16);
+    for (size_t i = 0; i < n_jobs; i++)
+        chunks += (l->jobs[i].m->n_out + l->rows_per_chunk - 1) / l->rows_per_chunk;
+    rv_pool_run(r->pool, chunks, mm_chunk, l);
+    for (size_t i = 0; i < n_jobs; i++)
+        if (l->fill[i]) rv_panels_ready(r->net->panels, l->jobs[i].m);
+}
+
 void rv_run_mm(rv_run *r, const rv_mm *jobs, size_t n_jobs, const float *x, size_t ldx, size_t n) {
     mm_loop l = {.jobs = jobs,
                  .n = n,
@@ -187,28 +208,58 @@ void rv_run_mm(rv_run *r, const rv_mm *jobs, size_t n_jobs, const float *x, size
                  .packed = r->packed,
                  .round_to = -1,
                  .rounded = r->rounded};
-    const size_t threads = (size_t)rv_pool_n_threads(r->pool);
-    size_t rows = 0, chunks = 0;
     for (size_t i = 0; i < n_jobs; i++) {
-        rows += jobs[i].m->n_out;
         const int type = jobs[i].m->type;
         l.pack |= rvk_dtypes[type].act_q8;
         if (r->net->fast && rvk.mul_rounded[type]) l.round_to = type;
-        l.panels[i] = rv_panels_get(r->net->panels, jobs[i].m, n >= MANY_TOKENS, &l.fill[i]);
     }
     if (l.pack || l.round_to >= 0) {
         l.stride = rvk_act_bytes(jobs[0].m->n_in);
         l.rounded_stride = rounded_bytes(jobs[0].m->n_in);
         rv_run_tokens(r, n, pack_token, &l);
     }
-    /* A few chunks per thread even out a lost core; 16 rows keep a claim cheap beside its work. */
-    l.rows_per_chunk = threads == 1 ? (rows + 15) / 16 * 16
-                                    : RV_MAX((size_t)16, (rows / (threads * 8) + 15) / 16 * 16);
-    for (size_t i = 0; i < n_jobs; i++)
-        chunks += (jobs[i].m->n_out + l.rows_per_chunk - 1) / l.rows_per_chunk;
-    rv_pool_run(r->pool, chunks, mm_chunk, &l);
-    for (size_t i = 0; i < n_jobs; i++)
-        if (l.fill[i]) rv_panels_ready(r->net->panels, jobs[i].m);
+    multiply(r, &l, n_jobs);
+}
+
+typedef struct fine_loop {
+    const rv_mm *job;
+    float *x;
+    size_t n, ldx, stride;
+    uint8_t *packed;
+} fine_loop;
+
+/* Row i, and as row n + i what its rounding left. */
+static void pack_twice(void *arg, size_t i, int i_thread) {
+    (void)i_thread;
+    const fine_loop *l = arg;
+    const size_t k = l->job->m->n_in;
+    float *x = l->x + i * l->ldx;
+    uint8_t *p = l->packed + i * l->stride;
+    rvk.act_pack(p, x, k);
+    const int8_t *q = (const int8_t *)p;
+    const float *d = (const float *)(const void *)(p + rvk_act_off_d(k));
+    for (size_t b = 0; b < k / 32; b++)
+        for (size_t j = b * 32; j < b * 32 + 32; j++) x[j] -= d[b] * (float)q[j];
+    rvk.act_pack(p + l->n * l->stride, x, k);
+}
+
+static void add_rest(void *arg, size_t i, int i_thread) {
+    (void)i_thread;
+    const fine_loop *l = arg;
+    float *y = l->job->y + i * l->job->ldy;
+    rvk.add(y, y, y + l->n * l->job->ldy, l->job->m->n_out);
+}
+
+void rv_run_mm_fine(rv_run *r, const rv_mm *job, float *x, size_t ldx, size_t n) {
+    if (!rvk_dtypes[job->m->type].act_q8) {
+        rv_run_mm(r, job, 1, x, ldx, n);
+        return;
+    }
+    fine_loop f = {job, x, n, ldx, rvk_act_bytes(job->m->n_in), r->packed};
+    rv_run_tokens(r, n, pack_twice, &f);
+    mm_loop l = {.jobs = job, .n = 2 * n, .packed = r->packed, .stride = f.stride, .round_to = -1};
+    multiply(r, &l, 1);
+    rv_run_tokens(r, n, add_rest, &f);
 }
 
 void rv_run_tokens(rv_run *r, size_t n, rv_pool_fn fn, void *arg) {
