@@ -75,6 +75,20 @@ def test_logits_match_on_every_instruction_set(level: str) -> None:
         _core.cpu_limit(15)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
+def test_short_convolutions_are_finer_than_eight_bits(kind: str, level: str) -> None:
+    path = GOLDEN / "models" / f"lfm2-d256-{kind}.gguf"
+    data = np.load(path.with_suffix(".npz"))
+    _core.cpu_limit(LEVELS[level])
+    try:
+        found = ruvllm.Model(path, n_threads=1, witness=False).logits(data["tokens"])
+    finally:
+        _core.cpu_limit(15)
+    rounded_to_eight = {"q8_0": 7.2e-4, "q4_k_m": 6.4e-4}[kind]
+    assert _kl(data["reference"], found) <= 0.5 * rounded_to_eight
+
+
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.stem)
 def test_same_bits_for_any_chunk_and_thread_count(path: Path) -> None:
     tokens = np.load(path.with_suffix(".npz"))["tokens"]
