@@ -1,15 +1,32 @@
 /* Allocation: malloc with a count of live bytes and a switch that makes the k-th call fail.
  *
- * Each block carries its size and the distance to the pointer malloc gave in the 16 bytes before
- * it, so one rv_free serves plain and aligned blocks alike. */
+ * Each block carries its size and the distance to where its memory begins in the 16 bytes before
+ * it, so one rv_free serves plain and aligned blocks alike.
+ *
+ * Large blocks are mappings of their own.  Malloc would keep the memory of some that are freed, as
+ * much as a third of a budget (base/budget.h), and the process would hold more than was counted. */
 #include <stdlib.h>
 #include <sys/mman.h>
 
 #include "base/base.h"
 
+#ifdef __has_feature
+#define HAS_FEATURE(x) __has_feature(x)
+#else
+#define HAS_FEATURE(x) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || HAS_FEATURE(address_sanitizer) || !defined(MAP_ANONYMOUS)
+enum { CAN_MAP = false }; /* the sanitizer watches what malloc gives */
+#else
+enum { CAN_MAP = true };
+#endif
+
+/* A page of 2 MiB needs one entry of the CPU's address cache where 4 KiB pages need 512. */
+enum { MAP_FROM = 1 << 20, HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
+
 typedef struct head {
     size_t size;
-    size_t shift; /* user pointer - malloc's pointer */
+    size_t shift; /* user pointer - where its memory begins */
 } head;
 
 _Static_assert(sizeof(head) <= 16, "the head must fit before a 16-byte aligned pointer");
@@ -31,10 +48,25 @@ size_t rv_alloc_bytes(const void *p) {
     return p ? ((const head *)((const char *)p - sizeof(head)))->size : 0;
 }
 
+static bool is_mapped(size_t n) {
+    return CAN_MAP && n >= MAP_FROM;
+}
+
+static void *map(size_t n) {
+#ifdef MAP_ANONYMOUS
+    void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+#else
+    (void)n;
+    return NULL;
+#endif
+}
+
+/* n bytes, zeros if they are mapped. */
 static void *place(size_t n, size_t align) {
     if (must_fail() || n > PTRDIFF_MAX - align)
         return NULL; /* as malloc, without a word to stderr */
-    char *raw = malloc(n + align);
+    char *raw = is_mapped(n) ? map(n + align) : malloc(n + align);
     if (!raw) return NULL;
     size_t shift = align - ((uintptr_t)raw & (align - 1));
     if (shift < sizeof(head)) shift += align; /* malloc is 16-byte aligned, so never for align 16 */
@@ -49,9 +81,6 @@ void *rv_malloc(size_t n) {
     return place(n, 16);
 }
 
-/* A page of 2 MiB needs one entry of the CPU's address cache where 4 KiB pages need 512. */
-enum { HUGE_PAGE = 2 << 20, HUGE_FROM = 4 << 20 };
-
 void *rv_alloc_aligned(size_t n) {
     if (n < HUGE_FROM) return place(n, 64);
     void *p = place(n, HUGE_PAGE);
@@ -65,7 +94,7 @@ void *rv_calloc(size_t n, size_t size) {
     size_t bytes;
     if (__builtin_mul_overflow(n, size, &bytes)) return NULL;
     void *p = place(bytes, 16);
-    if (p) memset(p, 0, bytes);
+    if (p && !is_mapped(bytes)) memset(p, 0, bytes);
     return p;
 }
 
@@ -82,7 +111,13 @@ void rv_free(void *p) {
     if (!p) return;
     head *h = head_of(p);
     atomic_fetch_sub_explicit(&g_live, h->size, memory_order_relaxed);
-    free((char *)p - h->shift);
+    char *raw = (char *)p - h->shift;
+    if (!is_mapped(h->size)) {
+        free(raw);
+        return;
+    }
+    /* place() maps from the start of a page, so that shift is the alignment unless that is more. */
+    munmap(raw, h->size + (h->shift > 64 ? (size_t)HUGE_PAGE : h->shift));
 }
 
 char *rv_strndup(const char *p, size_t n) {

@@ -39,6 +39,38 @@ static void alloc_of_large_blocks(void) {
     CHECK(rv_alloc_aligned(SIZE_MAX / 2) == NULL && rv_live_bytes() == live);
 }
 
+/* Pages of address space and of memory that the process has; 0 where the system does not say. */
+static void process_pages(unsigned long *mapped, unsigned long *resident) {
+    *mapped = *resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (!f) return;
+    if (fscanf(f, "%lu %lu", mapped, resident) != 2) *mapped = *resident = 0;
+    fclose(f);
+}
+
+static void alloc_gives_large_blocks_back_to_the_system(void) {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    enum { N = 64 };
+    const size_t mib = (size_t)1 << 20;
+    char *held[N], *between[N]; /* the latter stay, as what a heap must keep */
+    unsigned long mapped[2], resident[2];
+    process_pages(&mapped[0], &resident[0]);
+    for (int round = 0; round < 8; round++) {
+        for (size_t i = 0; i < N; i++) {
+            const size_t n = mib + i * mib / 8 + i;
+            held[i] = i % 3 ? rv_alloc_aligned(n) : i % 2 ? rv_calloc(n, 1) : rv_malloc(n);
+            CHECK(held[i] && (i % 6 != 3 || held[i][n - 1] == 0));
+            memset(held[i], 1, n);
+            if (round == 7) CHECK((between[i] = rv_malloc(64)) != NULL);
+        }
+        for (size_t i = 0; i < N; i++) rv_free(held[(i * 37) % N]);
+    }
+    process_pages(&mapped[1], &resident[1]);
+    CHECK(mapped[1] <= mapped[0] + 128 && resident[1] <= resident[0] + 128);
+    for (size_t i = 0; i < N; i++) rv_free(between[i]);
+#endif
+}
+
 static void cursor_is_sticky_and_bounded(void) {
     const uint8_t b[] = {1, 0, 2, 0, 0, 0, 9};
     rv_cursor c;
@@ -143,6 +175,7 @@ static void map_populates(void) {
 const rv_test tests_base[] = {
     {"alloc_counts_and_aligns", alloc_counts_and_aligns},
     {"alloc_of_large_blocks", alloc_of_large_blocks},
+    {"alloc_gives_large_blocks_back_to_the_system", alloc_gives_large_blocks_back_to_the_system},
     {"cursor_is_sticky_and_bounded", cursor_is_sticky_and_bounded},
     {"pool_runs_every_chunk_once", pool_runs_every_chunk_once},
     {"pool_runs_loops_inside_chunks", pool_runs_loops_inside_chunks},
