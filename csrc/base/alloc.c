@@ -10,13 +10,8 @@
 
 #include "base/base.h"
 
-#ifdef __has_feature
-#define HAS_FEATURE(x) __has_feature(x)
-#else
-#define HAS_FEATURE(x) 0
-#endif
-#if defined(__SANITIZE_ADDRESS__) || HAS_FEATURE(address_sanitizer) || !defined(MAP_ANONYMOUS)
-enum { CAN_MAP = false }; /* the sanitizer watches what malloc gives */
+#if defined(RV_SANITIZED) || !defined(MAP_ANONYMOUS)
+enum { CAN_MAP = false }; /* a sanitizer watches what malloc gives */
 #else
 enum { CAN_MAP = true };
 #endif
