@@ -1,12 +1,14 @@
 /* The walk of the quantised mul with AVX2: panels, pieces of k, groups of columns.
  *
  * The idea: rows in the order of the file are packed to panels piece by piece, so both entries are
- * one path.  One column takes the codes straight from the panel's words; for more of them a piece
- * is taken apart once and four columns at a time go by.  The four sums of an element (panel.h)
- * wait in acc from piece to piece.  Nothing here knows a format. */
+ * one path.  A few columns take the codes straight from the panel's words, one after the other; for
+ * more of them a piece is taken apart once and four columns at a time go by.  The four sums of an
+ * element (panel.h) wait in acc from piece to piece.  Nothing here knows a format. */
 #include "dot/panel_avx2.h"
 
-enum { MAX_COLS = 128, MAX_BLOCK32 = sizeof(rvk_q8_0) };
+/* Up to FEW_COLS the codes are taken anew from the first cache for each (Q4_0 from memory, Zen 4,
+ * one thread: two columns 12 GB/s of weights so, 5 from a piece that was taken apart). */
+enum { MAX_COLS = 128, FEW_COLS = 3, MAX_BLOCK32 = sizeof(rvk_q8_0) };
 
 RVK_INLINE __m256i load256(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
@@ -45,9 +47,12 @@ static void mul_piece(const format *f, chains *acc, piece *p, const uint8_t *w, 
                       size_t n) {
     const size_t n_blocks = n * rvk_dtypes[f->type].block_values / RVK_QK;
     group g;
-    if (n_cols == 1) {
-        fill_group(&f->panel, &g, xd, xb, x_stride, 1, n_blocks);
-        f->one(acc, p, &g, w, xq, n);
+    if (n_cols <= FEW_COLS) {
+        for (size_t c = 0; c < n_cols; c++) {
+            const size_t o = c * x_stride;
+            fill_group(&f->panel, &g, xd + o, xb + o, x_stride, 1, n_blocks);
+            f->one(acc + c, p, &g, w, xq + o, n);
+        }
         return;
     }
     f->take(p, w, n);
