@@ -425,7 +425,10 @@ def load(b: Bench) -> None:
 
 
 def spin(b: Bench) -> None:
-    """Two threads while another process spins on one of the two cores."""
+    """Two threads while another process spins on one of the two cores.
+
+    What the neighbour costs a thread on the other core says whether the machine's cores are cores.
+    """
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         print("peers: spin is left out: want two CPUs and Linux", file=sys.stderr)
         return
@@ -450,6 +453,7 @@ def spin(b: Bench) -> None:
             lambda: beside(ours),
             lambda: beside(theirs),
             lambda: float(alone.ask("pace", seconds)),
+            lambda: beside(alone),
         )
     name = f"{shape} q4_0: 2 threads beside a spinning process"
     b.rate(f"{name}, decode", 1, t[:2], "tok/s", None)
@@ -457,6 +461,8 @@ def spin(b: Bench) -> None:
     b.goal(f"{name} / our 1 thread alone", share, "x", ">= 0.90 x", share >= 0.9)
     share = median(t[2]) / median(t[1])
     b.figures.append(Figure(f"{name} / our 1 thread alone: llama.cpp", share, "x"))
+    share = median(t[2]) / median(t[3])
+    b.figures.append(Figure(f"{shape} q4_0: our 1 thread beside it / alone", share, "x"))
 
 
 def crate(b: Bench) -> None:

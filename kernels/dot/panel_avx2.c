@@ -1,14 +1,15 @@
 /* The walk of the quantised mul with AVX2: panels, pieces of k, groups of columns.
  *
  * The idea: rows in the order of the file are packed to panels piece by piece, so both entries are
- * one path.  A few columns take the codes straight from the panel's words, one after the other; for
+ * one path.  A few columns take the codes straight from the panel's words, two at a time; for
  * more of them a piece is taken apart once and four columns at a time go by.  The four sums of an
  * element (panel.h) wait in acc from piece to piece.  Nothing here knows a format. */
 #include "dot/panel_avx2.h"
 
-/* Up to FEW_COLS the codes are taken anew from the first cache for each (Q4_0 from memory, Zen 4,
- * one thread: two columns 12 GB/s of weights so, 5 from a piece that was taken apart). */
-enum { MAX_COLS = 128, FEW_COLS = 3, MAX_BLOCK32 = sizeof(rvk_q8_0) };
+/* Up to FEW_COLS the codes are taken anew from the first cache for each two of them (Zen 4, one
+ * thread, GB/s of Q4_0 from memory under 2, 4, 6, 8 columns: 22, 9.9, 5.7, 3.9; from a piece that
+ * was taken apart 4.9, 6.2, 5.0, 4.4). */
+enum { MAX_COLS = 128, FEW_COLS = 6, MAX_BLOCK32 = sizeof(rvk_q8_0) };
 
 RVK_INLINE __m256i load256(const void *p) {
     return _mm256_loadu_si256((const __m256i *)p);
@@ -48,10 +49,11 @@ static void mul_piece(const format *f, chains *acc, piece *p, const uint8_t *w, 
     const size_t n_blocks = n * rvk_dtypes[f->type].block_values / RVK_QK;
     group g;
     if (n_cols <= FEW_COLS) {
-        for (size_t c = 0; c < n_cols; c++) {
+        for (size_t c = 0, step; c < n_cols; c += step) {
             const size_t o = c * x_stride;
-            fill_group(&f->panel, &g, xd + o, xb + o, x_stride, 1, n_blocks);
-            f->one(acc + c, p, &g, w, xq + o, n);
+            step = n_cols - c > 1 ? 2 : 1;
+            fill_group(&f->panel, &g, xd + o, xb + o, x_stride, step, n_blocks);
+            f->few[2 - step](acc + c, p, &g, w, xq + o, x_stride, n);
         }
         return;
     }

@@ -53,9 +53,9 @@ typedef struct format {
     rvk_panel_type panel;
     /* Scales and minimums, then codes: of n blocks of the type from the unit at w on. */
     void (*take)(piece *p, const uint8_t *w, size_t n);
-    /* One column straight from the words of n blocks of the type; scales pass through p. */
-    void (*one)(chains *acc, piece *p, const group *g, const uint8_t *w, const uint8_t *x,
-                size_t n);
+    /* 2 or 1 columns straight from the words of n blocks of the type; scales pass through p. */
+    void (*few[2])(chains *acc, piece *p, const group *g, const uint8_t *w, const uint8_t *x,
+                   size_t x_stride, size_t n);
     /* 4, 2 or 1 columns from the piece: n blocks of 32. */
     void (*micro[3])(chains *acc, const piece *p, const group *g, const uint8_t *x, size_t x_stride,
                      size_t n);

@@ -266,16 +266,17 @@ RVK_INLINE void take(const kind t, heads_fn heads, codes_fn codes, int n_sub, pi
     }
 }
 
-RVK_INLINE void one_column(const kind t, heads_fn heads, codes_fn codes, int n_sub, chains *acc,
-                           piece *p, const group *g, const uint8_t *w, const uint8_t *x, size_t n) {
+RVK_INLINE void few_columns(const kind t, heads_fn heads, codes_fn codes, int n_sub, const int C,
+                            chains *acc, piece *p, const group *g, const uint8_t *w,
+                            const uint8_t *x, size_t x_stride, size_t n) {
     for (size_t i = 0; i < n; i++) {
         const uint8_t *words = words_of(t.type, w, i);
         head(t, heads, n_sub, p, w, i);
         RVK_UNROLL
         for (int j = 0; j < n_sub; j++) {
             const size_t b = i * (size_t)n_sub + (size_t)j;
-            const uint8_t *xb = x + b * RVK_QK;
-            block_step(t, codes, 1, acc, p, g, words, j, &xb, b, chain_of(t.type.delta, b));
+            const uint8_t *const xb[2] = {x + b * RVK_QK, x + x_stride + b * RVK_QK};
+            block_step(t, codes, C, acc, p, g, words, j, xb, b, chain_of(t.type.delta, b));
             __asm__ volatile("" ::: "memory"); /* memory is read in the order of addresses */
         }
     }
@@ -307,21 +308,26 @@ RVK_INLINE void columns(const kind t, const int C, chains *acc, const piece *p, 
         columns(kind_##name, C, acc, p, g, x, x_stride, n);                                        \
     }
 
+#define FEW(name, n_sub, C)                                                                        \
+    static void few##C##_##name(chains *acc, piece *p, const group *g, const uint8_t *w,           \
+                                const uint8_t *x, size_t x_stride, size_t n) {                     \
+        few_columns(kind_##name, heads_##name, codes_##name, n_sub, C, acc, p, g, w, x, x_stride,  \
+                    n);                                                                            \
+    }
+
 #define FORMAT(name, NUMBER, n_sub)                                                                \
     static void take_##name(piece *p, const uint8_t *w, size_t n) {                                \
         take(kind_##name, heads_##name, codes_##name, n_sub, p, w, n);                             \
     }                                                                                              \
-    static void one_##name(chains *acc, piece *p, const group *g, const uint8_t *w,                \
-                           const uint8_t *x, size_t n) {                                           \
-        one_column(kind_##name, heads_##name, codes_##name, n_sub, acc, p, g, w, x, n);            \
-    }                                                                                              \
+    FEW(name, n_sub, 2)                                                                            \
+    FEW(name, n_sub, 1)                                                                            \
     MICRO(name, 4)                                                                                 \
     MICRO(name, 2)                                                                                 \
     MICRO(name, 1)                                                                                 \
     static const format format_##name = {RVK_##NUMBER,                                             \
                                          RVK_PANEL_##name,                                         \
                                          take_##name,                                              \
-                                         one_##name,                                               \
+                                         {few2_##name, few1_##name},                               \
                                          {micro4_##name, micro2_##name, micro1_##name}};           \
     void rvk_mul_##name##_avx2(RVK_MUL_ARGS) {                                                     \
         rvk_panel_mul_avx2(&format_##name, y, ldy, w, w_stride, n_rows, x, x_stride, n_cols, k);   \
